@@ -1,0 +1,1 @@
+"""Findings: falsifiable statements, one small module each."""

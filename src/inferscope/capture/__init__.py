@@ -1,0 +1,1 @@
+"""What happened: request frames, which pass is which, marks turned into records."""

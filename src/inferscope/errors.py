@@ -1,0 +1,103 @@
+"""Everything inferscope raises, each with a slug explained in docs/reference/messages.md.
+
+These reach a user only where they asked for something that cannot be done. Nothing here is ever raised
+inside a call that inferscope merely observes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "CacheUnwritableError",
+    "CalibrationError",
+    "CostUnavailableError",
+    "InferscopeError",
+    "MissingExtraError",
+    "ModelNotFoundError",
+    "NoGenerateError",
+    "NotAModelError",
+    "RecordFormatError",
+    "SettingError",
+    "SinkError",
+    "UnknownDeviceError",
+]
+
+
+class InferscopeError(Exception):
+    """Base of all errors raised by inferscope.
+
+    Attributes:
+        slug: Stable key of the message, the heading of its section in docs/reference/messages.md.
+        exit_code: What the command line exits with (2 = the user's input, 3 = this machine).
+    """
+
+    slug: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 2
+
+
+class NotAModelError(InferscopeError, TypeError):
+    """What was handed to `trace` is not a `torch.nn.Module`."""
+
+    slug = "not-a-model"
+
+
+class NoGenerateError(InferscopeError, TypeError):
+    """The model has no `generate`, so there is no request to observe."""
+
+    slug = "model-without-generate"
+
+
+class SinkError(InferscopeError, TypeError):
+    """A sink is neither a callable nor a name inferscope knows."""
+
+    slug = "unknown-sink"
+
+
+class SettingError(InferscopeError, ValueError):
+    """An option or an `INFERSCOPE_*` variable has a value it cannot have."""
+
+    slug = "bad-setting"
+
+
+class UnknownDeviceError(InferscopeError, LookupError):
+    """A device name is not in the catalogue."""
+
+    slug = "unknown-device"
+
+
+class CalibrationError(InferscopeError, ValueError):
+    """A calibration file is corrupt, stale, or of another machine."""
+
+    slug = "calibration-unusable"
+
+
+class CacheUnwritableError(InferscopeError, OSError):
+    """A file that was asked for cannot be written."""
+
+    slug = "cache-unwritable"
+    exit_code = 3
+
+
+class RecordFormatError(InferscopeError, ValueError):
+    """A record file cannot be read: the message names the file and the line."""
+
+    slug = "record-format"
+
+
+class CostUnavailableError(InferscopeError, ValueError):
+    """No exact operator count can be made for this model."""
+
+    slug = "cost-unavailable"
+
+
+class ModelNotFoundError(InferscopeError, LookupError):
+    """A model, or the file its weights are in, is not there."""
+
+    slug = "model-not-found"
+
+
+class MissingExtraError(InferscopeError, ImportError):
+    """An optional dependency is needed for what was asked."""
+
+    slug = "missing-extra"

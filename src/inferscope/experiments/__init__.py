@@ -1,0 +1,1 @@
+"""Experiments: drive a model on purpose."""

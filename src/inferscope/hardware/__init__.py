@@ -1,0 +1,1 @@
+"""What device this is, and how fast it can be."""

@@ -1,0 +1,1 @@
+"""Where inferscope meets other tools."""

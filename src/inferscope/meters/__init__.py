@@ -1,0 +1,1 @@
+"""How long, how many: clocks and counters behind small Protocols."""

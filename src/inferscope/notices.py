@@ -1,0 +1,71 @@
+"""Say it once, then step aside: inferscope's own warnings.
+
+Goes through the user's structlog configuration where there is one. Where there is none, structlog's default
+would print to standard output, which belongs to the host: a plain line on standard error is used instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import Any
+
+import structlog
+
+__all__ = ["fault", "logger", "reset", "warn"]
+
+_said: set[str] = set()
+_lock = threading.Lock()
+
+
+def logger() -> Any:  # noqa: ANN401 - structlog's bound loggers share no public base
+    """The logger to use now: the user's structlog, or a plain one on standard error."""
+    if structlog.is_configured():
+        return structlog.get_logger("inferscope")
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["level", "event"], drop_missing=True),
+        ],
+    )
+
+
+def warn(slug: str, message: str, **facts: object) -> bool:
+    """Log a warning, once per slug and process.
+
+    Args:
+        slug: Heading in docs/reference/messages.md.
+        message: What happened and what to do, without prompt or completion text.
+        **facts: Keys and values beside it.
+
+    Returns:
+        Whether it was said (False: it had been said before).
+    """
+    with _lock:
+        if slug in _said:
+            return False
+        _said.add(slug)
+    try:
+        logger().warning(message, slug=slug, **facts)
+    except Exception:  # noqa: BLE001, S110 - a broken log configuration must not reach the host
+        pass
+    return True
+
+
+def fault(slug: str, error: BaseException, **facts: object) -> None:
+    """Report a defect of our own without letting it out: logged once, raised only while inferscope is tested.
+
+    Set INFERSCOPE_RAISE=1 (the project's own tests do) to have it raised instead.
+    """
+    if os.environ.get("INFERSCOPE_RAISE") == "1":
+        raise error
+    warn(slug, f"inferscope failed and stepped aside: {type(error).__name__}: {error}", **facts)
+
+
+def reset() -> None:
+    """Forget what was said: for tests, and for a forked child."""
+    with _lock:
+        _said.clear()

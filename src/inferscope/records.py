@@ -1,0 +1,343 @@
+"""What was measured. Facts only: stored, versioned, never rewritten; opinions live in analysis/."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from inferscope.specs import ModelSpec, Regime
+
+__all__ = [
+    "SCHEMA",
+    "DeviceTime",
+    "GenerationRecord",
+    "Ledger",
+    "PassSample",
+    "PhaseLedger",
+    "PhaseRecord",
+    "QuantileSketch",
+    "RequestOptions",
+    "Work",
+    "WorstPass",
+]
+
+SCHEMA = 1
+_GAMMA = 1.02
+_LOG_GAMMA = math.log(_GAMMA)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantileSketch:
+    """Quantiles of durations in bounded memory: logarithmic buckets, 1 % relative error.
+
+    Source: the bucketing of DDSketch (Masson, Rim, Lee: VLDB 2019).
+
+    Attributes:
+        buckets: (index, count) in ascending order; bucket i holds values in (1.02^(i-1), 1.02^i] ns, and
+            index 0 also everything up to 1 ns.
+        count: Number of values.
+        sum_ns: Exact sum.
+        min_ns: Exact minimum, None when empty.
+        max_ns: Exact maximum, None when empty.
+    """
+
+    buckets: tuple[tuple[int, int], ...]
+    count: int
+    sum_ns: int
+    min_ns: int | None
+    max_ns: int | None
+
+    @classmethod
+    def of(cls, values_ns: Iterable[int]) -> QuantileSketch:
+        """Sketch of finished values in nanoseconds."""
+        values = list(values_ns)
+        counts = Counter(cls.bucket(value) for value in values)
+        return cls(
+            buckets=tuple(sorted(counts.items())),
+            count=len(values),
+            sum_ns=sum(values),
+            min_ns=min(values, default=None),
+            max_ns=max(values, default=None),
+        )
+
+    @staticmethod
+    def bucket(value_ns: int) -> int:
+        """Index of the bucket that holds a value in nanoseconds."""
+        return math.ceil(math.log(value_ns) / _LOG_GAMMA) if value_ns > 1 else 0
+
+    def quantile_ns(self, share: float) -> int | None:
+        """Value below which `share` (0..1) of the values lie, within 1 %; None when empty."""
+        if self.min_ns is None or self.max_ns is None:
+            return None
+        rank = share * (self.count - 1)
+        seen = 0
+        for index, count in self.buckets:
+            seen += count
+            if seen > rank:
+                middle = 2 * _GAMMA**index / (_GAMMA + 1)
+                return min(max(round(middle), self.min_ns), self.max_ns)
+        return self.max_ns
+
+    @property
+    def p50(self) -> int | None:
+        """Median in nanoseconds."""
+        return self.quantile_ns(0.5)
+
+    @property
+    def p90(self) -> int | None:
+        """90th percentile in nanoseconds."""
+        return self.quantile_ns(0.9)
+
+    @property
+    def p99(self) -> int | None:
+        """99th percentile in nanoseconds."""
+        return self.quantile_ns(0.99)
+
+    @property
+    def max(self) -> int | None:
+        """Largest value in nanoseconds."""
+        return self.max_ns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceTime:
+    """Time the device was the one being waited for: an interval, with how it was obtained.
+
+    Attributes:
+        low_ns: Not less than this.
+        high_ns: Not more than this.
+        provenance: "bound" (from host stamps alone), "saturated", "plug" or "deep".
+    """
+
+    low_ns: int
+    high_ns: int
+    provenance: Literal["bound", "saturated", "plug", "deep"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What the passes of a phase were asked to do, summed so that any cost polynomial can be evaluated.
+
+    Attributes:
+        regime: Which polynomials apply.
+        passes: Number of passes summed.
+        monomials: Sums over the passes of `specs.BASIS`, in its order.
+    """
+
+    regime: Regime
+    passes: int
+    monomials: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSample:
+    """One forward, kept when `detail="passes"` asks for it.
+
+    Attributes:
+        name: As the naming rule says ("prefill", "prefill/chunk", "decode", ...).
+        start_ns: From the start of the request.
+        host_ns: Entry to exit of the forward on the host.
+        q_len: New tokens per sequence.
+        past_len: Tokens already in the cache; None where that cannot be read without a sync.
+        batch_size: Sequences in the forward, beams and copies included.
+        device: Device time; None where it is unknown.
+    """
+
+    name: str
+    start_ns: int
+    host_ns: int
+    q_len: int | None
+    past_len: int | None
+    batch_size: int | None
+    device: DeviceTime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstPass:
+    """One of the K slowest passes of a phase and what made it slow.
+
+    Attributes:
+        index: Number of the pass within its phase, from 0.
+        start_ns: From the start of the request.
+        cycle_ns: From the end of the pass before to the end of this one, selection included.
+        cause: The part of the ledger that exceeds the phase's typical pass most ("gc", "offcpu", "deliver",
+            "wait", "select" or "issue").
+        excess_ns: By how much it does.
+    """
+
+    index: int
+    start_ns: int
+    cycle_ns: int
+    cause: str
+    excess_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseLedger:
+    """Where a phase's time went. issue + select + wait + deliver = the phase's wall, exactly.
+
+    Attributes:
+        issue_ns: Inside forwards, host side.
+        select_ns: Between forwards: logits processors, sampling, input preparation, stopping criteria.
+        wait_ns: Inside the per-token host read; None where there is no such mark (it is in `select_ns` then).
+        deliver_ns: Inside the streamer.
+        offcpu_ns: Overlay: forward time in which this thread did not run on a CPU; None where unknown.
+        gc_ns: Overlay: pauses of Python's garbage collector on this thread.
+    """
+
+    issue_ns: int
+    select_ns: int
+    wait_ns: int | None
+    deliver_ns: int
+    offcpu_ns: int | None
+    gc_ns: int
+
+    @property
+    def total_ns(self) -> int:
+        """Sum of the four exclusive parts."""
+        return self.issue_ns + self.select_ns + (self.wait_ns or 0) + self.deliver_ns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseRecord:
+    """All passes of one kind within a request.
+
+    Attributes:
+        name: encode, prefill, decode, verify, draft, mixed or unknown.
+        start_ns: From the start of the request to the phase's first moment.
+        end_ns: From the start of the request to its last; inferscope's own time inside is not in `wall_ns`.
+        wall_ns: Time charged to the phase: the sum of its ledger.
+        passes: Number of forwards.
+        tokens: Processed: new tokens over all sequences, padding included; None where a shape was unknown.
+        pass_ns: Forward durations on the host.
+        worst: The slowest passes, slowest first.
+        ledger: Where the wall went.
+        work: Sums for the cost model; empty where a shape was unknown.
+        device: Device time; None where it is unknown.
+        launches: Kernels launched; None where they were not counted.
+        syncs: Host reads seen at their seam: a lower bound; None where there is no such seam.
+    """
+
+    name: str
+    start_ns: int
+    end_ns: int
+    wall_ns: int
+    passes: int
+    tokens: int | None
+    pass_ns: QuantileSketch
+    worst: tuple[WorstPass, ...]
+    ledger: PhaseLedger
+    work: tuple[Work, ...]
+    device: DeviceTime | None = None
+    launches: int | None = None
+    syncs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Closed accounting of a request: setup + phases + tail + self + residual = wall, exactly.
+
+    Attributes:
+        setup_ns: From `generate`'s entry to the first forward.
+        phases_ns: Name and wall of each phase.
+        tail_ns: After the last token.
+        self_ns: inferscope's own measured time inside the request.
+        residual_ns: What could not be placed.
+    """
+
+    setup_ns: int
+    phases_ns: tuple[tuple[str, int], ...]
+    tail_ns: int
+    self_ns: int
+    residual_ns: int
+
+    @property
+    def total_ns(self) -> int:
+        """Sum of all parts: the request's wall."""
+        phases = sum(wall for _, wall in self.phases_ns)
+        return self.setup_ns + phases + self.tail_ns + self.self_ns + self.residual_ns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOptions:
+    """What the caller asked of `generate`, where it was said in the call; None where it was not.
+
+    Attributes:
+        max_new_tokens: Limit on new tokens.
+        temperature: Sampling temperature.
+        top_p: Nucleus share.
+        top_k: Number of candidates.
+        num_beams: Beams per sequence.
+        streaming: Whether a streamer was given.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    num_beams: int | None = None
+    streaming: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRecord:
+    """One request, as measured.
+
+    Attributes:
+        schema: Version of this layout.
+        request_id: 16 hexadecimal digits.
+        model: What ran.
+        started_unix_ns: Wall-clock time of `generate`'s entry.
+        wall_ns: Entry to exit of `generate`.
+        ttft_ns: Entry to the first token selected on the host (with a streamer: handed to it); None if none was.
+        ttft_method: "stop_check", "streamer" or "next_pass" (an upper bound); None with `ttft_ns`.
+        tpot_ns: (wall - TTFT) / (n - 1), n new tokens per sequence; None for n < 2.
+        itl_ns: Gaps between consecutive tokens; None where tokens are not marked.
+        batch_size: Sequences the caller asked for.
+        input_tokens: Prompt tokens over the batch, padding excluded; None where counting would sync the device.
+        output_tokens: New tokens over the batch, padding excluded; None where counting would sync the device.
+        output_len: New tokens of the longest sequence, from the result's shape.
+        finish_reasons: Per sequence "length" or "stop"; None where unknown.
+        options: What the caller asked for.
+        phases: In time order.
+        ledger: Where the wall went.
+        pass_samples: Every pass, when asked for, up to a cap.
+        pass_samples_dropped: Passes beyond the cap.
+        status: "ok", or "aborted" when an exception left `generate`.
+        error_type: Class name of that exception.
+        notes: What is missing from this record, and why.
+        versions: (name, version) of what ran.
+    """
+
+    schema: int = SCHEMA
+    request_id: str
+    model: ModelSpec
+    started_unix_ns: int
+    wall_ns: int
+    ttft_ns: int | None
+    ttft_method: Literal["stop_check", "streamer", "next_pass"] | None
+    tpot_ns: float | None
+    itl_ns: QuantileSketch | None
+    batch_size: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    output_len: int | None
+    finish_reasons: tuple[str, ...] | None
+    options: RequestOptions
+    phases: tuple[PhaseRecord, ...]
+    ledger: Ledger
+    pass_samples: tuple[PassSample, ...] = ()
+    pass_samples_dropped: int = 0
+    status: Literal["ok", "aborted"] = "ok"
+    error_type: str | None = None
+    notes: tuple[str, ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
+
+    def phase(self, name: str) -> PhaseRecord | None:
+        """The phase of that name, or None where the request had none."""
+        return next((phase for phase in self.phases if phase.name == name), None)

@@ -1,0 +1,107 @@
+"""Settings and the one table of environment variables."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from inferscope.errors import SettingError
+
+__all__ = ["VARIABLES", "Settings", "Variable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """One environment variable as the reference documents it."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+VARIABLES = (
+    Variable(name="INFERSCOPE_DISABLED", default="0", meaning="1: `trace` and `instrument` attach nothing."),
+    Variable(
+        name="INFERSCOPE_DETAIL",
+        default="phases",
+        meaning="`passes` keeps every pass in `record.pass_samples`, up to 4,096.",
+    ),
+    Variable(
+        name="INFERSCOPE_CACHE_DIR",
+        default="~/.cache/inferscope",
+        meaning="Where calibrations, operator costs and converted demo weights are kept.",
+    ),
+    Variable(
+        name="INFERSCOPE_KEEP_RESULTS", default="256", meaning="How many results a session keeps, oldest out."
+    ),
+    Variable(
+        name="INFERSCOPE_RAISE",
+        default="0",
+        meaning="1: inferscope's own faults are raised instead of logged. For its tests; never in production.",
+    ),
+)
+
+_DETAILS = ("phases", "passes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What can be set; each field has its row in `VARIABLES`.
+
+    Attributes:
+        disabled: Attach nothing.
+        detail: "phases", or "passes" to keep every pass.
+        cache_dir: Folder for calibrations and costs.
+        keep_results: Results a session keeps.
+    """
+
+    disabled: bool = False
+    detail: Literal["phases", "passes"] = "phases"
+    cache_dir: Path = Path("~/.cache/inferscope")
+    keep_results: int = 256
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """Read the `INFERSCOPE_*` variables.
+
+        Raises:
+            SettingError: A variable has a value it cannot have; the message names both.
+        """
+        keep = _read("INFERSCOPE_KEEP_RESULTS")
+        if not keep.isdigit() or int(keep) < 1:
+            raise SettingError(f"INFERSCOPE_KEEP_RESULTS={keep!r}: expected a whole number of at least 1")
+        return cls(
+            disabled=_flag("INFERSCOPE_DISABLED"),
+            detail=checked_detail(_read("INFERSCOPE_DETAIL"), where="INFERSCOPE_DETAIL"),
+            cache_dir=Path(_read("INFERSCOPE_CACHE_DIR")).expanduser(),
+            keep_results=int(keep),
+        )
+
+
+def checked_detail(value: str, *, where: str) -> Literal["phases", "passes"]:
+    """The detail level, or an error that names where the wrong one came from.
+
+    Raises:
+        SettingError: `value` is neither "phases" nor "passes".
+    """
+    if value == "phases":
+        return "phases"
+    if value == "passes":
+        return "passes"
+    raise SettingError(f"{where}={value!r}: expected one of {', '.join(_DETAILS)}")
+
+
+def _read(name: str) -> str:
+    default = next(variable.default for variable in VARIABLES if variable.name == name)
+    return os.environ.get(name, "").strip() or default
+
+
+def _flag(name: str) -> bool:
+    value = _read(name).lower()
+    if value in {"1", "true", "yes", "on"}:
+        return True
+    if value in {"0", "false", "no", "off"}:
+        return False
+    raise SettingError(f"{name}={value!r}: expected 0 or 1")
