@@ -13,15 +13,63 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inferscope.analysis.cost import PassCost as PassCost
+    from inferscope.analysis.verdict import Diagnosis as Diagnosis
+    from inferscope.analysis.verdict import Evidence as Evidence
+    from inferscope.analysis.verdict import Finding as Finding
     from inferscope.errors import InferscopeError as InferscopeError
+    from inferscope.hardware.calibration import calibrate as calibrate
+    from inferscope.records import GenerationRecord as GenerationRecord
+    from inferscope.session import Result as Result
+    from inferscope.session import Session as Session
+    from inferscope.session import cost as cost
+    from inferscope.session import diagnose as diagnose
+    from inferscope.session import trace as trace
+    from inferscope.sinks.jsonl import read_records as read_records
+    from inferscope.sinks.setup import setup as setup
+    from inferscope.specs import DeviceSpec as DeviceSpec
+    from inferscope.specs import ModelSpec as ModelSpec
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "DeviceSpec": "specs",
+    "Diagnosis": "analysis.verdict",
+    "Evidence": "analysis.verdict",
+    "Finding": "analysis.verdict",
+    "GenerationRecord": "records",
     "InferscopeError": "errors",
+    "ModelSpec": "specs",
+    "PassCost": "analysis.cost",
+    "Result": "session",
+    "Session": "session",
+    "calibrate": "hardware.calibration",
+    "cost": "session",
+    "diagnose": "session",
+    "read_records": "sinks.jsonl",
+    "setup": "sinks.setup",
+    "trace": "session",
 }
 
-__all__ = ["InferscopeError", "__version__"]
+__all__ = [
+    "DeviceSpec",
+    "Diagnosis",
+    "Evidence",
+    "Finding",
+    "GenerationRecord",
+    "InferscopeError",
+    "ModelSpec",
+    "PassCost",
+    "Result",
+    "Session",
+    "__version__",
+    "calibrate",
+    "cost",
+    "diagnose",
+    "read_records",
+    "setup",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attributes have any type

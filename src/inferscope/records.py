@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from inferscope.specs import ModelSpec, Regime  # noqa: TC001 - the codec resolves annotations at run time
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from inferscope.specs import ModelSpec, Regime
 
 __all__ = [
     "SCHEMA",

@@ -41,6 +41,11 @@ VARIABLES = (
         default="0",
         meaning="1: inferscope's own faults are raised instead of logged. For its tests; never in production.",
     ),
+    Variable(
+        name="INFERSCOPE_TRACEBACK",
+        default="0",
+        meaning="1: the command line shows the traceback of a failure instead of one line.",
+    ),
 )
 
 _DETAILS = ("phases", "passes")

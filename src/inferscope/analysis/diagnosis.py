@@ -1,0 +1,268 @@
+"""The verdict on each phase: what share of its time which resource holds back.
+
+What the host stamps give without a profiler is inferred as follows. A phase's wall is forwards plus the host's
+time between them; the latter is overhead. Inside forwards, the roofs demand some of the time (compute, memory
+or cache). Of the rest, the measured cost of dispatching as many operators as the model runs is overhead; what
+even that does not explain is `inefficient`: kernels below their roof. Where those two could be confused, the
+verdict is tried at both ends, and a verdict that flips has low confidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from inferscope.analysis.cost import evaluate
+from inferscope.analysis.roofline import Roofs, demand, roofs_for
+from inferscope.analysis.verdict import BOUNDS, Diagnosis, Evidence, PhaseDiagnosis
+from inferscope.errors import CostUnavailableError
+
+if TYPE_CHECKING:
+    from inferscope.analysis.cost import PassCost
+    from inferscope.analysis.roofline import Demand
+    from inferscope.analysis.verdict import Bound
+    from inferscope.records import GenerationRecord, PhaseRecord
+    from inferscope.specs import DeviceSpec
+
+__all__ = ["diagnose"]
+
+CLOSE_SHARES = 0.10
+"""Two largest shares nearer than this: the phase is balanced, and the verdict's confidence low."""
+BEATEN_ROOF = 1.05
+"""A demand above this multiple of the time taken means that a ceiling is wrong, not that the phase is fast."""
+WIDE_SPREAD = 0.5
+"""(p90 - p50)/p50 of the passes beyond which their average says little."""
+FEW_PASSES = 5
+_NS_TO_S = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """A phase's wall by class, in nanoseconds."""
+
+    compute_ns: float
+    memory_ns: float
+    inefficient_ns: float
+    overhead_ns: float
+    memory_class: Bound
+
+    def shares(self) -> dict[str, float]:
+        total = self.compute_ns + self.memory_ns + self.inefficient_ns + self.overhead_ns
+        shares: dict[str, float] = dict.fromkeys(BOUNDS, 0.0)
+        if total <= 0:
+            return {}
+        shares["compute"] = self.compute_ns / total
+        shares[self.memory_class] += self.memory_ns / total
+        shares["inefficient"] = self.inefficient_ns / total
+        shares["overhead"] = self.overhead_ns / total
+        return shares
+
+
+def diagnose(record: GenerationRecord, *, device: DeviceSpec | None) -> Diagnosis:
+    """The verdict on every phase of a record.
+
+    Args:
+        record: What was measured.
+        device: Its ceilings; None, or one without ceilings, gives "unknown" with the reason.
+
+    Returns:
+        One verdict per phase, in the record's order; shares sum to 1 where they are known.
+    """
+    return Diagnosis(device=device, phases=tuple(_judge(record, phase, device) for phase in record.phases))
+
+
+def _judge(record: GenerationRecord, phase: PhaseRecord, device: DeviceSpec | None) -> PhaseDiagnosis:
+    cost, why_no_cost = _cost_of(record, phase)
+    evidence = _host_evidence(phase)
+    if cost is None:
+        return _unknown(phase, cost, evidence, why_no_cost)
+    if (record.model.device or "cpu").partition(":")[0] != "cpu":
+        return _unknown(
+            phase,
+            cost,
+            evidence,
+            "device time was not measured: host stamps alone cannot judge an asynchronous device",
+        )
+    if device is None:
+        return _unknown(phase, cost, evidence, "no ceilings are known for this device: run `inferscope calibrate`")
+    passes = max(phase.passes, 1)
+    working_set = (cost.weight_bytes + cost.kv_read_bytes) / passes
+    roofs = roofs_for(device, record.model.dtype, working_set)
+    if isinstance(roofs, str):
+        return _unknown(phase, cost, evidence, f"{roofs}: run `inferscope calibrate`")
+    return _judged(phase, device, cost, roofs, evidence)
+
+
+def _cost_of(record: GenerationRecord, phase: PhaseRecord) -> tuple[PassCost | None, str]:
+    if record.model.cost is None:
+        return None, record.model.cost_note or "the model's operators were not counted"
+    if not phase.work:
+        return None, "a pass had a shape that could not be read"
+    if phase.name in {"draft", "encode", "unknown"}:
+        return None, f"passes of the phase {phase.name} run operators that were not counted"
+    try:
+        return evaluate(record.model.cost, phase.work), ""
+    except CostUnavailableError as error:
+        return None, str(error)
+
+
+def _host_evidence(phase: PhaseRecord) -> tuple[Evidence, ...]:
+    wall = max(phase.wall_ns, 1)
+    between = phase.ledger.select_ns + phase.ledger.deliver_ns + (phase.ledger.wait_ns or 0)
+    return (
+        Evidence(metric="forward_share", value=phase.ledger.issue_ns / wall, source="measured", note="inside forwards"),
+        Evidence(metric="between_share", value=between / wall, source="measured", note="between forwards"),
+    )
+
+
+def _judged(
+    phase: PhaseRecord, device: DeviceSpec, cost: PassCost, roofs: Roofs, evidence: tuple[Evidence, ...]
+) -> PhaseDiagnosis:
+    needed = demand(cost, roofs)
+    split = _split(phase, cost, needed, roofs, _operator_ns(device, "module_op_ns"))
+    shares = split.shares()
+    bound = _largest(shares)
+    reasons = _doubts(phase, device, cost, needed, roofs, shares)
+    forward_s = phase.ledger.issue_ns * _NS_TO_S
+    copy = device.copy_bytes_per_s
+    moved = cost.weight_bytes + cost.kv_read_bytes + cost.kv_write_bytes
+    return PhaseDiagnosis(
+        name=phase.name,
+        bound=bound,
+        confidence="low" if reasons else "high",
+        shares=shares,
+        cost=cost,
+        mfu=_ratio(cost.flops, forward_s * roofs.compute.value),
+        mbu=_ratio(moved, forward_s * copy.value) if copy is not None else None,
+        achieved_flops_per_s=_ratio(cost.flops, forward_s),
+        achieved_bytes_per_s=_ratio(cost.bytes.model, forward_s),
+        roof_share=_ratio(needed.total_ns, phase.ledger.issue_ns),
+        evidence=(*evidence, *_roof_evidence(phase, device, cost, needed, roofs)),
+        reasons=reasons,
+    )
+
+
+def _split(phase: PhaseRecord, cost: PassCost, needed: Demand, roofs: Roofs, operator_ns: float | None) -> _Split:
+    """A phase's wall by class; the demand is scaled down where it exceeds the time taken."""
+    forward = phase.ledger.issue_ns
+    scale = min(1.0, forward / needed.total_ns) if needed.total_ns > 0 else 1.0
+    rest = forward - scale * needed.total_ns
+    dispatch = min(rest, cost.calls * operator_ns) if operator_ns is not None else 0.0
+    return _Split(
+        compute_ns=scale * needed.compute_ns,
+        memory_ns=scale * needed.memory_ns,
+        inefficient_ns=rest - dispatch,
+        overhead_ns=dispatch + phase.wall_ns - forward,
+        memory_class=roofs.memory_class,
+    )
+
+
+def _doubts(
+    phase: PhaseRecord, device: DeviceSpec, cost: PassCost, needed: Demand, roofs: Roofs, shares: dict[str, float]
+) -> tuple[str, ...]:
+    """Why the verdict is not certain, in words; nothing where it is."""
+    reasons = []
+    ranked = sorted(shares.values(), reverse=True)
+    if not ranked or ranked[0] - ranked[1] < CLOSE_SHARES:
+        reasons.append("balanced: the two largest shares are close")
+    least = _split(phase, cost, needed, roofs, _operator_ns(device, "dispatch_ns")).shares()
+    if _largest(least) != _largest(shares):
+        reasons.append("overhead and slow kernels cannot be told apart from host stamps here")
+    if needed.total_ns > BEATEN_ROOF * phase.ledger.issue_ns:
+        reasons.append("faster than the measured roofs: a ceiling is too low, calibrate again")
+    median, p90 = phase.pass_ns.p50, phase.pass_ns.p90
+    if phase.passes >= FEW_PASSES and median and p90 and (p90 - median) / median > WIDE_SPREAD:
+        reasons.append("pass times are spread widely")
+    if roofs.compute.source != "measured" or roofs.memory.source != "measured":
+        reasons.append("ceilings are from a datasheet, not measured")
+    if cost.uncounted:
+        reasons.append("operators without a formula: " + ", ".join(cost.uncounted))
+    return tuple(reasons)
+
+
+def _roof_evidence(
+    phase: PhaseRecord, device: DeviceSpec, cost: PassCost, needed: Demand, roofs: Roofs
+) -> tuple[Evidence, ...]:
+    forward_s = max(phase.ledger.issue_ns, 1) * _NS_TO_S
+    passes = max(phase.passes, 1)
+    rows = [
+        Evidence(
+            metric="achieved_flops_per_s",
+            value=cost.flops / forward_s,
+            threshold=roofs.compute.value,
+            source="measured",
+            note=f"analytic FLOPs over measured time; roof {roofs.compute.source}",
+        ),
+        Evidence(
+            metric="achieved_bytes_per_s",
+            value=cost.bytes.model / forward_s,
+            threshold=roofs.memory.value,
+            source="measured",
+            note=f"analytic bytes over measured time; {roofs.memory_class} roof {roofs.memory.source}",
+        ),
+        Evidence(
+            metric="roof_ns_per_pass",
+            value=needed.total_ns / passes,
+            threshold=phase.ledger.issue_ns / passes,
+            source="analytic",
+            note="least time at the roofs, against the time taken",
+        ),
+    ]
+    low, middle = _operator_ns(device, "dispatch_ns"), _operator_ns(device, "module_op_ns")
+    if middle is not None:
+        rows.append(
+            Evidence(
+                metric="dispatch_ns_per_pass",
+                value=cost.calls * middle / passes,
+                low=cost.calls * low / passes if low is not None else None,
+                threshold=phase.ledger.issue_ns / passes,
+                source="measured",
+                note=f"{cost.calls // passes} operators at their measured fixed cost, against the time taken",
+            )
+        )
+    if roofs.kernel is not None:
+        rows.append(
+            Evidence(
+                metric="gemv_bytes_per_s",
+                value=roofs.kernel.value,
+                threshold=roofs.memory.value,
+                source="measured",
+                note="what matrix times vector reaches here, against the memory roof",
+            )
+        )
+    return tuple(rows)
+
+
+def _operator_ns(device: DeviceSpec, name: str) -> float | None:
+    ceiling = device.module_op_ns if name == "module_op_ns" else device.dispatch_ns
+    ceiling = ceiling or device.dispatch_ns
+    return ceiling.value if ceiling is not None else None
+
+
+def _largest(shares: dict[str, float]) -> Bound:
+    if not shares:
+        return "unknown"
+    return max(BOUNDS, key=lambda bound: shares.get(bound, 0.0))
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None
+
+
+def _unknown(phase: PhaseRecord, cost: PassCost | None, evidence: tuple[Evidence, ...], reason: str) -> PhaseDiagnosis:
+    forward_s = phase.ledger.issue_ns * _NS_TO_S
+    host_only = cost is not None and not reason.startswith("device time")
+    return PhaseDiagnosis(
+        name=phase.name,
+        bound="unknown",
+        confidence="low",
+        shares={},
+        cost=cost,
+        mfu=None,
+        mbu=None,
+        achieved_flops_per_s=_ratio(cost.flops, forward_s) if cost is not None and host_only else None,
+        achieved_bytes_per_s=_ratio(cost.bytes.model, forward_s) if cost is not None and host_only else None,
+        roof_share=None,
+        evidence=evidence,
+        reasons=(reason,),
+    )

@@ -1,0 +1,397 @@
+"""Attaching to a model: forward hooks on the module, wraps on the classes of transformers.
+
+Everything that names a part of transformers stands here. Hooks are module-level functions and state lives in a
+weak registry, so that a traced model can still be copied, pickled and freed; a copy keeps the hooks but is not
+in the registry, so they do nothing there. `module.forward` is never replaced: that breaks deepcopy, pickle,
+accelerate's own hook and transformers' look at the forward's signature.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import opentelemetry.context
+import wrapt
+
+from inferscope import notices
+from inferscope.capture.calls import is_assistant, is_assisted, read_call, read_result
+from inferscope.capture.frames import CURRENT, Flag, Frame, Mark, Request
+from inferscope.capture.resolve import RawRequest, Resolver
+from inferscope.errors import NoGenerateError, NotAModelError
+from inferscope.meters.clock import SystemClock
+from inferscope.meters.host import GcMeter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from inferscope.meters.clock import Clock
+
+__all__ = ["Attachment", "Receiver", "active_requests", "attach", "target_of"]
+
+_CLOCK: Clock = SystemClock()
+_lock = threading.RLock()
+_registry: weakref.WeakKeyDictionary[object, _Hooked] = weakref.WeakKeyDictionary()
+_wraps: dict[tuple[type, str], _ClassWrap] = {}
+_running: set[Request] = set()
+
+
+class Receiver(Protocol):
+    """Who gets the finished requests of a model."""
+
+    keep_samples: bool
+
+    def __call__(self, raw: RawRequest) -> None:
+        """Take a finished request on the generating thread; return at once and do not raise."""
+
+
+class Attachment:
+    """What `attach` returns: keeps one receiver attached to one model until `detach`."""
+
+    def __init__(self, module: torch.nn.Module, receiver: Receiver) -> None:
+        """Remember the pair; `attach` does the work."""
+        self._module = weakref.ref(module)
+        self._receiver: Receiver | None = receiver
+
+    def detach(self) -> None:
+        """Take the receiver off; with the last one, hooks and wraps go too. Safe to call twice."""
+        with _lock:
+            receiver, self._receiver = self._receiver, None
+            if receiver is None:
+                return
+            _GC.stop()
+            module = self._module()
+            hooked = _registry.get(module) if module is not None else None
+            if module is not None and hooked is not None:
+                hooked.receivers = tuple(kept for kept in hooked.receivers if kept is not receiver)
+                if not hooked.receivers:
+                    hooked.remove()
+                    del _registry[module]
+            _release_classes()
+
+
+class _Hooked:
+    """The hooks of one module, shared by all who trace it."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.receivers: tuple[Receiver, ...] = ()
+        self._handles = (
+            module.register_forward_pre_hook(before_forward, with_kwargs=True, prepend=True),
+            module.register_forward_hook(after_forward, with_kwargs=True, always_call=True),
+        )
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+class _Opened(NamedTuple):
+    """A running `generate`; `raw` and `receivers` only for the outermost one of a request."""
+
+    frame: Frame
+    raw: RawRequest | None = None
+    receivers: tuple[Receiver, ...] = ()
+
+
+class _ClassWrap:
+    """A wrapped class attribute and what stood there before."""
+
+    def __init__(self, owner: type, name: str, wrapper: Callable[..., Any]) -> None:
+        self.owner, self.name = owner, name
+        self.original = owner.__dict__[name]
+        wrapt.wrap_function_wrapper(owner, name, wrapper)
+        self.ours = owner.__dict__[name]
+
+    def restore(self) -> None:
+        # Somebody may have wrapped on top of us: theirs stays, and ours, gated by the registry, passes through.
+        if self.owner.__dict__.get(self.name) is self.ours:
+            setattr(self.owner, self.name, self.original)
+
+
+def attach(model: object, receiver: Receiver) -> Attachment:
+    """Observe every `generate` of a model.
+
+    Args:
+        model: A `torch.nn.Module` with `generate`, possibly compiled or wrapped.
+        receiver: Called on the generating thread after each request.
+
+    Returns:
+        A handle whose `detach` leaves model and classes as they were.
+
+    Raises:
+        NotAModelError: `model` is not a `torch.nn.Module`.
+        NoGenerateError: It has no `generate`.
+    """
+    module = target_of(model)
+    with _lock:
+        for owner, name, wrapper in _seams(type(module)):
+            if (owner, name) not in _wraps:
+                _wraps[owner, name] = _ClassWrap(owner, name, wrapper)
+        hooked = _registry.get(module)
+        if hooked is None:
+            hooked = _registry[module] = _Hooked(module)
+        hooked.receivers = (*hooked.receivers, receiver)
+        _GC.start()
+    return Attachment(module, receiver)
+
+
+def target_of(model: object) -> torch.nn.Module:
+    """The module whose `generate` really runs, behind torch.compile, DDP and PEFT wrappers.
+
+    Raises:
+        NotAModelError: `model` is not a `torch.nn.Module`.
+        NoGenerateError: Neither it nor what it wraps has `generate`.
+    """
+    import torch  # noqa: PLC0415 - torch loads with the first model, not with the package
+
+    if not isinstance(model, torch.nn.Module):
+        raise NotAModelError(
+            f"trace() needs a torch.nn.Module with generate, not {type(model).__name__}: hand it the loaded model"
+        )
+    module: torch.nn.Module = model
+    for _ in range(8):
+        inner = _wrapped_by(module)
+        if inner is None:
+            break
+        module = inner
+    if not callable(getattr(module, "generate", None)):
+        raise NoGenerateError(
+            f"{type(module).__name__} has no generate(): trace the model that generates, "
+            "such as AutoModelForCausalLM.from_pretrained(...)"
+        )
+    return module
+
+
+def _wrapped_by(module: torch.nn.Module) -> torch.nn.Module | None:
+    """One layer further in, for the wrappers whose own hooks never fire in `generate`."""
+    kind = type(module).__name__
+    inner: Any = None
+    if kind == "OptimizedModule":
+        inner = getattr(module, "_orig_mod", None)
+    elif kind in {"DistributedDataParallel", "DataParallel"}:
+        inner = getattr(module, "module", None)
+    elif hasattr(module, "peft_config") and callable(base := getattr(module, "get_base_model", None)):
+        inner = base()
+    return inner if inner is not module else None
+
+
+def active_requests() -> bool:
+    """Whether any traced `generate` is running in this process."""
+    return bool(_running)
+
+
+def _seams(model_class: type) -> list[tuple[type, str, Callable[..., Any]]]:
+    """Where transformers of this version can be wrapped: (class, attribute, wrapper)."""
+    wrappers = {
+        "generate": _around_generate,
+        "_prefill": _around_prefill,
+        "_prefill_chunking": _around_prefill,
+    }
+    seams: list[tuple[type, str, Callable[..., Any]]] = [
+        (owner, name, wrapper)
+        for owner in model_class.__mro__
+        for name, wrapper in wrappers.items()
+        if name in owner.__dict__
+    ]
+    try:
+        stop_check = importlib.import_module("transformers.generation.utils").StopCheck
+    except (ImportError, AttributeError):  # before 5.x the flag is read inline: there is no seam
+        return seams
+    return [*seams, (stop_check, "__call__", _around_stop_check)]
+
+
+def _release_classes() -> None:
+    """Restore every class that no attached module needs any more."""
+    needed = {(owner, name) for module in _registry for owner, name, _ in _seams(type(module))}
+    for key in [key for key in _wraps if key not in needed]:
+        _wraps.pop(key).restore()
+
+
+def before_forward(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of traced modules."""
+    frame = CURRENT.get()
+    if frame is None or frame.request.dead:
+        return
+    try:
+        if frame.module is module:
+            frame.enter(args, kwargs)
+        elif module in _registry:
+            frame.enter(args, kwargs, foreign=True)
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        _step_aside(frame.request, error)
+
+
+def after_forward(module: torch.nn.Module, _args: object, _kwargs: object, output: object) -> None:
+    """Forward hook of traced modules; torch calls it with no output when the forward raised."""
+    frame = CURRENT.get()
+    if frame is None or frame.request.dead:
+        return
+    try:
+        if frame.module is module or module in _registry:
+            frame.leave(aborted=output is None)
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        _step_aside(frame.request, error)
+
+
+def _around_generate(
+    wrapped: Callable[..., Any], instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:  # noqa: ANN401 - whatever generate returns
+    entered = _CLOCK.now_ns()
+    opened, kwargs = _open(entered, instance, args, kwargs)
+    if opened is None:
+        return wrapped(*args, **kwargs)
+    token = CURRENT.set(opened.frame)
+    result, error_type = None, None
+    try:
+        result = wrapped(*args, **kwargs)
+    except BaseException as error:
+        error_type = type(error).__qualname__
+        raise
+    finally:
+        returned = _CLOCK.now_ns()
+        CURRENT.reset(token)
+        _close(opened, returned, result, error_type)
+    return result
+
+
+def _around_prefill(
+    wrapped: Callable[..., Any], instance: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:  # noqa: ANN401 - whatever the prefill returns
+    frame = CURRENT.get()
+    if frame is None or frame.module is not instance:
+        return wrapped(*args, **kwargs)
+    frame.in_prefill = True
+    try:
+        return wrapped(*args, **kwargs)
+    finally:
+        frame.in_prefill = False
+
+
+def _around_stop_check(
+    wrapped: Callable[..., Any], _instance: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:  # noqa: ANN401 - whatever the stop check returns
+    frame = CURRENT.get()
+    if frame is None or frame.request.dead or frame.base_flags & Flag.ASSISTANT:
+        return wrapped(*args, **kwargs)
+    started = _CLOCK.now_ns()
+    try:
+        return wrapped(*args, **kwargs)
+    finally:
+        _mark(frame.request, Mark.STOP, started)
+
+
+class TimedStreamer(wrapt.ObjectProxy[Any]):
+    """The user's streamer, with the time spent in it marked; in every other respect the very same object."""
+
+    def __init__(self, streamer: object, request: Request) -> None:
+        """Stand in for a streamer during one request."""
+        super().__init__(streamer)
+        self._self_request = request
+
+    def put(self, value: object) -> Any:  # noqa: ANN401 - whatever the user's streamer returns
+        """Hand a token to the user's streamer."""
+        return self._self_timed(self.__wrapped__.put, value)
+
+    def end(self) -> Any:  # noqa: ANN401 - whatever the user's streamer returns
+        """Tell the user's streamer that generation has ended."""
+        return self._self_timed(self.__wrapped__.end)
+
+    def _self_timed(self, method: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 - passed through
+        request = self._self_request
+        request.in_put = True
+        started = _CLOCK.now_ns()
+        try:
+            return method(*args)
+        finally:
+            _mark(request, Mark.PUT, started)
+            request.in_put = False
+
+
+def _mark(request: Request, kind: int, started: int) -> None:
+    try:
+        if not request.dead:
+            request.mark((kind, started, _CLOCK.now_ns()))
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        _step_aside(request, error)
+
+
+def _collected(started: int, ended: int) -> None:
+    frame = CURRENT.get()
+    if frame is not None:
+        # Appended without folding: a collection can strike inside the fold itself.
+        frame.request.marks.append((Mark.GC, started, ended))
+
+
+_GC = GcMeter(_CLOCK, _collected)
+
+
+def _step_aside(request: Request, error: Exception) -> None:
+    request.dead = True
+    request.marks.clear()
+    notices.fault("capture-failed", error)
+
+
+def _open(
+    entered: int, instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[_Opened | None, dict[str, Any]]:
+    """The frame of this call and the arguments to go on with; (None, kwargs) where the call is not ours."""
+    hooked = _registry.get(instance)
+    if hooked is None:
+        return None, kwargs
+    try:
+        flags = Flag.ASSISTED if is_assisted(kwargs) else 0
+        parent = CURRENT.get()
+        if parent is not None and not parent.request.in_put:
+            # generate within generate is one request: an assistant, or a model that calls itself in windows.
+            flags |= Flag.ASSISTANT if is_assistant(kwargs) else 0
+            return _Opened(Frame(parent.request, instance, flags=flags)), kwargs
+        raw = _open_request(entered, hooked, instance, args, kwargs)
+        if kwargs.get("streamer") is not None:
+            kwargs = {**kwargs, "streamer": TimedStreamer(kwargs["streamer"], raw.request)}
+        opened = _Opened(Frame(raw.request, instance, flags=flags), raw, hooked.receivers)
+        _running.add(raw.request)
+        raw.resolver.begin(_CLOCK.now_ns())
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        notices.fault("capture-failed", error)
+        return None, kwargs
+    else:
+        return opened, kwargs
+
+
+def _open_request(
+    entered: int, hooked: _Hooked, instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> RawRequest:
+    resolver = Resolver(entered, keep_samples=any(receiver.keep_samples for receiver in hooked.receivers))
+    return RawRequest(
+        request=Request(entered_ns=entered, started_unix_ns=time.time_ns(), fold=resolver.feed, clock=_CLOCK),
+        resolver=resolver,
+        call=read_call(instance, args, kwargs),
+        module=weakref.ref(instance),
+        parent_context=opentelemetry.context.get_current(),
+    )
+
+
+def _close(opened: _Opened, returned: int, result: object, error_type: str | None) -> None:
+    """End the frame; with the outermost one, hand the finished request over."""
+    request, raw = opened.frame.request, opened.raw
+    try:
+        if not request.dead:
+            opened.frame.close()
+        if raw is None:
+            return
+        _running.discard(request)
+        if request.dead:
+            return
+        raw.error_type = error_type
+        raw.outcome = read_result(raw.call, result)
+        request.returned_ns = returned
+        request.left_ns = _CLOCK.now_ns()
+        for receiver in opened.receivers:
+            receiver(raw)
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        notices.fault("capture-failed", error)

@@ -1,0 +1,233 @@
+"""What model is this? Facts about it as it stands, read without running it, and its costs as kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+import torch
+
+from inferscope import notices
+from inferscope.capture.counting import count
+from inferscope.capture.operators import storage_key
+from inferscope.specs import BASIS, CostTerms, ModelSpec, OperatorTerms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["count", "describe", "load_cost", "store_cost"]
+
+T = TypeVar("T")
+
+_SCHEMA = 1
+_CONFIG_NOISE = {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """A cost file."""
+
+    schema: int
+    digest: str
+    basis: tuple[str, ...]
+    cost: CostTerms
+
+
+def describe(model: torch.nn.Module) -> ModelSpec:
+    """The model as it stands now, without its cost. Never raises: what cannot be read is None.
+
+    Args:
+        model: Any module; a transformers model says most about itself.
+
+    Returns:
+        Its spec; `weight_bytes` are the bytes on this device where parameters are sharded.
+    """
+    config = _known(lambda: model.config, None)
+    parameters = _known(lambda: list(model.named_parameters()), None)
+    class_name = type(model).__name__
+    name = _known(lambda: config._name_or_path, None) or _known(lambda: model.name_or_path, None)  # noqa: SLF001
+    dtype = _known(lambda: _dtype_name(parameters or ()), None)
+    attention = _known(lambda: config._attn_implementation, None)  # noqa: SLF001
+    return ModelSpec(
+        name=name if isinstance(name, str) and name else class_name,
+        model_class=class_name,
+        model_type=_text(_known(lambda: config.model_type, None)),
+        digest=_known(lambda: _digest(class_name, config, parameters or (), attention), ""),
+        parameters=_known(lambda: sum(p.numel() for _, p in _required(parameters)), None),
+        weight_bytes=_known(lambda: _stored_bytes(p for _, p in _required(parameters)), None),
+        dtype=dtype,
+        device=_known(lambda: str(_required(parameters)[0][1].device), None),
+        attention=_text(attention),
+    )
+
+
+def load_cost(digest: str, folder: Path) -> CostTerms | None:
+    """Costs kept from an earlier run; None where there are none, or none that this version can use.
+
+    Args:
+        digest: `ModelSpec.digest`.
+        folder: Where cost files are kept.
+    """
+    path = _cost_path(digest, folder)
+    if path is None:
+        return None
+    try:
+        stored = msgspec.json.decode(path.read_bytes(), type=_Stored)
+        defect = _defect(stored, digest)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+        defect = str(error)
+    if not defect:
+        return stored.cost
+    notices.warn(
+        "cost-cache-unusable",
+        "a kept cost file cannot be used: the operators are counted again",
+        path=str(path),
+        reason=defect,
+    )
+    return None
+
+
+def store_cost(digest: str, cost: CostTerms, folder: Path) -> bool:
+    """Keep costs for later runs: whole or not at all.
+
+    Args:
+        digest: `ModelSpec.digest`.
+        cost: What `analysis.cost.fit` returned.
+        folder: Where cost files are kept; made where it is missing.
+
+    Returns:
+        Whether they were written; where not, a warning says so once.
+    """
+    path = _cost_path(digest, folder)
+    if path is None:
+        return False
+    content = msgspec.json.encode(_Stored(schema=_SCHEMA, digest=digest, basis=BASIS, cost=cost))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.stem[:16], suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(part).replace(path)
+        except BaseException:
+            Path(part).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        notices.warn(
+            "cache-unwritable",
+            "operator costs are not kept and will be counted again: set INFERSCOPE_CACHE_DIR",
+            path=str(path),
+            reason=str(error),
+        )
+        return False
+    return True
+
+
+def _cost_path(digest: str, folder: Path) -> Path | None:
+    return folder / f"{digest}.json" if digest.isalnum() else None
+
+
+def _defect(stored: _Stored, digest: str) -> str:
+    """Why a cost file that could be read must not be used; "" if it may."""
+    if (stored.schema, stored.digest, stored.basis) != (_SCHEMA, digest, BASIS):
+        return "written for another version or another model"
+    if any(len(terms) != len(BASIS) for entry in stored.cost.operators for terms in _coefficients(entry)):
+        return f"not {len(BASIS)} coefficients each"
+    return ""
+
+
+def _coefficients(entry: OperatorTerms) -> Iterator[tuple[int, ...]]:
+    for field in fields(entry):
+        value = getattr(entry, field.name)
+        if isinstance(value, tuple):
+            yield value
+
+
+def _dtype_name(parameters: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    names = {str(p.dtype).removeprefix("torch.") for _, p in parameters if p.is_floating_point()}
+    return "mixed" if len(names) > 1 else next(iter(names), None)
+
+
+def _digest(
+    class_name: str,
+    config: Any,  # noqa: ANN401 - transformers' configs
+    parameters: Iterable[tuple[str, torch.Tensor]],
+    attention: object,
+) -> str:
+    facts = {
+        "class": class_name,
+        "config": _quiet(_known(lambda: dict(config.to_dict()), None)),
+        "attention": str(attention),
+        "experts": str(_known(lambda: config._experts_implementation, None)),  # noqa: SLF001
+        "parameters": [(name, list(p.shape), str(p.dtype), p.requires_grad) for name, p in parameters],
+        "torch": torch.__version__,
+        "transformers": _known(_transformers_version, None),
+    }
+    text = json.dumps(facts, sort_keys=True, default=lambda value: type(value).__name__)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _quiet(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """A config's dictionary without what does not change its operators."""
+    if isinstance(value, dict):
+        return {str(key): _quiet(item) for key, item in value.items() if key not in _CONFIG_NOISE}
+    return [_quiet(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@lru_cache(maxsize=1)
+def _transformers_version() -> str:
+    return version("transformers")
+
+
+def _stored_bytes(parameters: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages behind the parameters, shared ones once.
+
+    A storage larger than the parameters in it (a mapped file) counts by the parameters.
+    """
+    whole: dict[int, int] = {}
+    used: dict[int, dict[tuple[int, int], int]] = {}
+    for tensor in _leaves(parameters):
+        key = storage_key(tensor)
+        whole[key] = int(tensor.untyped_storage().nbytes())
+        size = tensor.nbytes
+        used.setdefault(key, {})[int(tensor.storage_offset()), size] = size
+    return sum(min(size, sum(used[key].values())) for key, size in whole.items())
+
+
+def _leaves(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Tensors with storage: the local part of a sharded one, the payload and scales of a quantised one."""
+    for tensor in tensors:
+        if hasattr(tensor, "to_local"):
+            yield from _leaves([tensor.to_local()])
+        elif hasattr(tensor, "__tensor_flatten__"):
+            yield from _leaves(getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+        else:
+            yield tensor
+
+
+def _required(parameters: list[tuple[str, T]] | None) -> list[tuple[str, T]]:
+    if not parameters:
+        raise LookupError("no parameters")
+    return parameters
+
+
+def _known(read: Callable[[], Any], otherwise: Any) -> Any:  # noqa: ANN401 - whatever is read
+    """What `read` returns, or `otherwise` where the model has no such thing."""
+    try:
+        return read()
+    except Exception:  # noqa: BLE001 - a strange model must not disturb the host
+        return otherwise
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,473 @@
+"""Marks become a record: names, phases, the closed ledger. Runs after the call, and when the buffer is full.
+
+Time is walked once, from the entry of `generate` to its exit, with a cursor: every nanosecond that the cursor
+passes is given to exactly one place, so the ledger closes by construction.
+"""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+from collections import Counter
+from dataclasses import dataclass, field
+from operator import add
+from typing import TYPE_CHECKING, Any
+
+from inferscope.capture.calls import Outcome
+from inferscope.capture.frames import UNREADABLE, Flag, Mark
+from inferscope.capture.passes import PassFacts, name_pass
+from inferscope.records import (
+    GenerationRecord,
+    Ledger,
+    PassSample,
+    PhaseLedger,
+    PhaseRecord,
+    QuantileSketch,
+    Work,
+    WorstPass,
+)
+from inferscope.specs import monomials, regime_of
+
+if TYPE_CHECKING:
+    import weakref
+    from collections.abc import Iterable
+
+    from inferscope.capture.calls import Call
+    from inferscope.capture.frames import Request
+    from inferscope.specs import ModelSpec, Regime
+
+__all__ = ["SAMPLES_KEPT", "WORST_KEPT", "RawRequest", "Resolver"]
+
+SAMPLES_KEPT = 4096
+WORST_KEPT = 8
+_PARTS = ("issue", "select", "wait", "deliver", "offcpu", "gc")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class RawRequest:
+    """A finished request as the generating thread hands it over.
+
+    Attributes:
+        request: Its stamps and the marks not folded yet.
+        resolver: What was folded already.
+        call: What was asked.
+        outcome: What came back.
+        error_type: Class name of the exception that left `generate`.
+        module: The model.
+        parent_context: The caller's OpenTelemetry context, opaque here.
+    """
+
+    request: Request
+    resolver: Resolver
+    call: Call
+    module: weakref.ref[Any]
+    parent_context: object | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    error_type: str | None = None
+    _record: GenerationRecord | None = None
+
+    def record(self, model: ModelSpec, versions: tuple[tuple[str, str], ...] = ()) -> GenerationRecord:
+        """The record; made once, however many sessions ask for it. Call from one thread.
+
+        Args:
+            model: What ran.
+            versions: (name, version) of what ran.
+        """
+        if self._record is None:
+            self._record = self.resolver.finish(self, model, versions)
+        return self._record
+
+
+class _Tally:
+    """Durations gathered one by one for a QuantileSketch."""
+
+    __slots__ = ("counts", "max_ns", "min_ns", "sum_ns")
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+        self.sum_ns = 0
+        self.min_ns: int | None = None
+        self.max_ns: int | None = None
+
+    def add(self, value_ns: int) -> None:
+        self.counts[QuantileSketch.bucket(value_ns)] += 1
+        self.sum_ns += value_ns
+        self.min_ns = value_ns if self.min_ns is None else min(self.min_ns, value_ns)
+        self.max_ns = value_ns if self.max_ns is None else max(self.max_ns, value_ns)
+
+    def sketch(self) -> QuantileSketch:
+        return QuantileSketch(
+            buckets=tuple(sorted(self.counts.items())),
+            count=sum(self.counts.values()),
+            sum_ns=self.sum_ns,
+            min_ns=self.min_ns,
+            max_ns=self.max_ns,
+        )
+
+
+@dataclass(slots=True)
+class _Cycle:
+    """One pass and what belongs to it, up to the next boundary."""
+
+    start_ns: int
+    parts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0))
+
+
+class _Phase:
+    """A phase while it is being summed."""
+
+    def __init__(self, name: str, start_ns: int) -> None:
+        self.name = name
+        self.start_ns = start_ns
+        self.end_ns = start_ns
+        self.parts = dict.fromkeys(_PARTS, 0)
+        self.passes = 0
+        self.cycles = 0
+        self.tokens: int | None = 0
+        self.syncs: int | None = None
+        self.pass_ns = _Tally()
+        self.work: dict[Regime, tuple[int, tuple[int, ...]]] = {}
+        self.unreadable = False
+        # (cycle_ns, -index, start_ns, parts): the smallest of the slowest is on top.
+        self.worst: list[tuple[int, int, int, tuple[int, ...]]] = []
+
+    def close_cycle(self, cycle: _Cycle, end_ns: int) -> None:
+        self.end_ns = end_ns
+        for name, value in cycle.parts.items():
+            self.parts[name] += value
+        cycle_ns = cycle.parts["issue"] + cycle.parts["select"] + cycle.parts["wait"] + cycle.parts["deliver"]
+        entry = (cycle_ns, -self.cycles, cycle.start_ns, tuple(cycle.parts.values()))
+        self.cycles += 1
+        if len(self.worst) < WORST_KEPT:
+            heapq.heappush(self.worst, entry)
+        else:
+            heapq.heappushpop(self.worst, entry)
+
+    def add_work(self, q: int, past: int, batch: int, logits: int) -> None:
+        if UNREADABLE in (q, past, batch):
+            self.tokens, self.unreadable = None, True
+            return
+        if self.tokens is not None:
+            self.tokens += q * batch
+        regime = regime_of(q, past)
+        values = monomials(batch, q, past, logits)
+        passes, sums = self.work.get(regime, (0, (0,) * len(values)))
+        self.work[regime] = passes + 1, tuple(map(add, sums, values))
+
+    def record(self, origin_ns: int, *, wait_known: bool) -> PhaseRecord:
+        ledger = PhaseLedger(
+            issue_ns=self.parts["issue"],
+            select_ns=self.parts["select"],
+            wait_ns=self.parts["wait"] if wait_known else None,
+            deliver_ns=self.parts["deliver"],
+            offcpu_ns=self.parts["offcpu"],
+            gc_ns=self.parts["gc"],
+        )
+        work = tuple(Work(regime=regime, passes=passes, monomials=sums) for regime, (passes, sums) in self.work.items())
+        return PhaseRecord(
+            name=self.name,
+            start_ns=self.start_ns - origin_ns,
+            end_ns=self.end_ns - origin_ns,
+            wall_ns=ledger.total_ns,
+            passes=self.passes,
+            tokens=self.tokens,
+            pass_ns=self.pass_ns.sketch(),
+            worst=self._worst_passes(origin_ns),
+            ledger=ledger,
+            work=() if self.unreadable else work,
+            syncs=self.syncs,
+        )
+
+    def _worst_passes(self, origin_ns: int) -> tuple[WorstPass, ...]:
+        """The slowest, each with the part that exceeds the phase's mean most."""
+        mean = [self.parts[name] // max(self.cycles, 1) for name in _PARTS]
+        slowest = []
+        for cycle_ns, index, start_ns, parts in sorted(self.worst, reverse=True):
+            excess = {name: value - mean[i] for i, (name, value) in enumerate(zip(_PARTS, parts, strict=True))}
+            cause = _cause(excess)
+            slowest.append(
+                WorstPass(
+                    index=-index,
+                    start_ns=start_ns - origin_ns,
+                    cycle_ns=cycle_ns,
+                    cause=cause,
+                    excess_ns=excess[cause],
+                )
+            )
+        return tuple(slowest)
+
+
+def _cause(excess: dict[str, int]) -> str:
+    """The part of the ledger with the largest excess, or the overlay that explains most of it."""
+    part = max(("issue", "select", "wait", "deliver"), key=excess.__getitem__)
+    for overlay in ("gc", "offcpu"):
+        if excess[overlay] > 0 and 2 * excess[overlay] >= excess[part]:
+            return overlay
+    return part
+
+
+class Resolver:
+    """Walks the marks of one request; memory is bounded whatever the length."""
+
+    def __init__(self, entered_ns: int, *, keep_samples: bool = False) -> None:
+        """Start at the entry of `generate`.
+
+        Args:
+            entered_ns: Clock reading there.
+            keep_samples: Keep every pass, up to `SAMPLES_KEPT`.
+        """
+        self._origin_ns = entered_ns
+        self._cursor_ns = entered_ns
+        self._keep_samples = keep_samples
+        self._setup_ns = 0
+        self._self_ns = 0
+        self._gc_ns = 0
+        self._pending_puts: list[tuple[int, int]] = []
+        self._phases: dict[str, _Phase] = {}
+        self._phase: _Phase | None = None
+        self._cycle: _Cycle | None = None
+        self._stops = 0
+        self._passes = 0
+        self._first_stop_ns: int | None = None
+        self._first_put_ns: int | None = None
+        self._second_pass_ns: int | None = None
+        self._last_stop_ns: int | None = None
+        self._gaps = _Tally()
+        self._samples: list[PassSample] = []
+        self._samples_dropped = 0
+
+    def begin(self, started_ns: int) -> None:
+        """The user's `generate` starts now: what came before was ours."""
+        self._self_ns += started_ns - self._cursor_ns
+        self._cursor_ns = started_ns
+
+    def feed(self, marks: Iterable[tuple[int, ...]]) -> None:
+        """Take marks in the order in which they were appended."""
+        for mark in marks:
+            kind = mark[0]
+            if kind == Mark.PASS:
+                self._pass(mark)
+            elif kind == Mark.STOP:
+                self._stop(mark[1], mark[2])
+            elif kind == Mark.PUT:
+                self._pending_puts.append((mark[1], mark[2]))
+            elif kind == Mark.GC:
+                self._gc_ns += mark[2] - mark[1]
+            else:
+                self._own(mark[1], mark[2])
+
+    def _advance(self, to_ns: int) -> int:
+        """Move the cursor; the nanoseconds it passed. Never backwards: what is behind is accounted for."""
+        passed = max(0, to_ns - self._cursor_ns)
+        self._cursor_ns = max(self._cursor_ns, to_ns)
+        return passed
+
+    def _place(self, part: str, spent_ns: int) -> None:
+        """Give time between forwards to the open cycle, or to the setup before the first."""
+        if self._cycle is not None:
+            self._cycle.parts[part] += spent_ns
+        else:
+            self._setup_ns += spent_ns
+
+    def _flush_puts(self) -> None:
+        """Streamer callbacks that no stop check enclosed."""
+        for started, ended in self._pending_puts:
+            if self._passes and self._first_put_ns is None:
+                self._first_put_ns = started
+            self._place("select", self._advance(started))
+            self._place("deliver", self._advance(ended))
+        self._pending_puts.clear()
+
+    def _close_cycle(self) -> None:
+        if self._cycle is None or self._phase is None:
+            return
+        self._cycle.parts["gc"] += self._gc_ns
+        self._gc_ns = 0
+        self._phase.close_cycle(self._cycle, self._cursor_ns)
+        self._cycle = None
+
+    def _pass(self, mark: tuple[int, ...]) -> None:
+        _, entered, started, ended, left, q, past, batch, logits, flags, cpu_ns = mark
+        self._flush_puts()
+        name = name_pass(_facts(q, past, flags))
+        phase_name = name.phase or (self._phase.name if self._phase is not None else "unknown")
+        stopped = self._cycle is None and self._stops > 0  # time since the last token is this pass's selection
+        began_ns = self._cursor_ns if stopped else entered
+        if stopped:
+            spent_before = self._advance(entered)
+        else:
+            self._place("select", self._advance(entered))
+            self._close_cycle()
+            spent_before = 0
+        if self._passes == 1:
+            self._second_pass_ns = entered
+        phase = self._phase = self._phases.get(phase_name) or self._phases.setdefault(
+            phase_name, _Phase(phase_name, began_ns)
+        )
+        cycle = self._cycle = _Cycle(began_ns)
+        cycle.parts["select"] += spent_before
+        self._self_ns += self._advance(started)
+        issue_ns = self._advance(ended)
+        cycle.parts["issue"] += issue_ns
+        cycle.parts["offcpu"] += max(0, issue_ns - cpu_ns)
+        self._self_ns += self._advance(left)
+        self._passes += 1
+        phase.passes += 1
+        phase.end_ns = self._cursor_ns
+        phase.pass_ns.add(ended - started)
+        phase.add_work(q, past, batch, logits)
+        if self._keep_samples:
+            self._sample(name.name, mark)
+
+    def _stop(self, started: int, ended: int) -> None:
+        puts = self._pending_puts
+        self._pending_puts = []
+        if puts and self._first_put_ns is None and self._passes:
+            self._first_put_ns = puts[0][0]
+        self._place("select", self._advance(started))
+        for put_started, put_ended in puts:
+            self._place("wait", self._advance(put_started))
+            self._place("deliver", self._advance(put_ended))
+        self._place("wait", self._advance(ended))
+        self._stops += 1
+        if self._phase is not None:
+            self._phase.syncs = (self._phase.syncs or 0) + 1
+        if self._first_stop_ns is None:
+            self._first_stop_ns = ended
+        if self._last_stop_ns is not None:
+            self._gaps.add(ended - self._last_stop_ns)
+        self._last_stop_ns = ended
+        self._close_cycle()
+
+    def _own(self, started: int, ended: int) -> None:
+        self._place("select", self._advance(started))
+        self._self_ns += self._advance(ended)
+
+    def _sample(self, name: str, mark: tuple[int, ...]) -> None:
+        if len(self._samples) >= SAMPLES_KEPT:
+            self._samples_dropped += 1
+            return
+        _, _, started, ended, _, q, past, batch, *_ = mark
+        self._samples.append(
+            PassSample(
+                name=name,
+                start_ns=started - self._origin_ns,
+                host_ns=ended - started,
+                q_len=_known(q),
+                past_len=_known(past),
+                batch_size=_known(batch),
+            )
+        )
+
+    def finish(
+        self,
+        raw: RawRequest,
+        model: ModelSpec,
+        versions: tuple[tuple[str, str], ...] = (),
+    ) -> GenerationRecord:
+        """The record of a finished request.
+
+        Args:
+            raw: What the generating thread handed over; its remaining marks are taken.
+            model: What ran.
+            versions: (name, version) of what ran.
+
+        Returns:
+            A record whose ledger sums to its wall exactly.
+        """
+        request = raw.request
+        self.feed(request.marks)
+        self._flush_puts()
+        if self._passes == 0:
+            self._setup_ns += self._advance(request.returned_ns)
+        self._close_cycle()
+        tail_ns = self._advance(request.returned_ns)
+        self._self_ns += self._advance(request.left_ns)
+        wall_ns = request.left_ns - request.entered_ns
+        phases = tuple(phase.record(self._origin_ns, wait_known=self._stops > 0) for phase in self._phases.values())
+        walls = tuple((phase.name, phase.wall_ns) for phase in phases)
+        placed_ns = self._setup_ns + sum(wall for _, wall in walls) + tail_ns + self._self_ns
+        output_tokens, finish_reasons = raw.outcome.count(raw.call)
+        ttft_ns, ttft_method = self._ttft(streaming=raw.call.options.streaming)
+        return GenerationRecord(
+            request_id=secrets.token_hex(8),
+            model=model,
+            started_unix_ns=request.started_unix_ns,
+            wall_ns=wall_ns,
+            ttft_ns=ttft_ns,
+            ttft_method=ttft_method,
+            tpot_ns=_tpot(wall_ns, ttft_ns, raw.outcome.output_len),
+            itl_ns=self._gaps.sketch() if self._stops > 1 else None,
+            batch_size=raw.call.batch_size,
+            input_tokens=raw.call.input_tokens,
+            output_tokens=output_tokens,
+            output_len=raw.outcome.output_len,
+            finish_reasons=finish_reasons,
+            options=raw.call.options,
+            phases=phases,
+            ledger=Ledger(
+                setup_ns=self._setup_ns,
+                phases_ns=walls,
+                tail_ns=tail_ns,
+                self_ns=self._self_ns,
+                residual_ns=wall_ns - placed_ns,
+            ),
+            pass_samples=tuple(self._samples),
+            pass_samples_dropped=self._samples_dropped,
+            status="aborted" if raw.error_type else "ok",
+            error_type=raw.error_type,
+            notes=self._notes(),
+            versions=versions,
+        )
+
+    def _ttft(self, *, streaming: bool) -> tuple[int | None, Any]:
+        if streaming and self._first_put_ns is not None:
+            return self._first_put_ns - self._origin_ns, "streamer"
+        if self._first_stop_ns is not None:
+            return self._first_stop_ns - self._origin_ns, "stop_check"
+        if self._second_pass_ns is not None:
+            return self._second_pass_ns - self._origin_ns, "next_pass"
+        return None, None
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = []
+        if self._passes == 0:
+            notes.append("no forward was seen: the model's hooks did not fire in this call")
+        elif self._stops == 0:
+            notes.append(
+                "tokens are not marked in this mode: wait is inside select, the last selection inside tail, "
+                "and TTFT is an upper bound"
+            )
+        if "unknown" in self._phases:
+            notes.append("some passes fit no naming rule and stand under the phase unknown")
+        return tuple(notes)
+
+
+def _facts(q: int, past: int, flags: int) -> PassFacts:
+    return PassFacts(
+        q=_known(q),
+        past=_known(past),
+        assistant=bool(flags & Flag.ASSISTANT),
+        foreign=bool(flags & Flag.FOREIGN),
+        first=bool(flags & Flag.FIRST),
+        in_prefill=bool(flags & Flag.IN_PREFILL),
+        cache=_cache_identity(flags),
+        frame_cache=1 if flags & Flag.FRAME_CACHE else None,
+        assisted=bool(flags & Flag.ASSISTED),
+    )
+
+
+def _cache_identity(flags: int) -> int | None:
+    if not flags & Flag.HAS_CACHE:
+        return None
+    return 1 if flags & Flag.SAME_CACHE else 2
+
+
+def _known(value: int) -> int | None:
+    return None if value == UNREADABLE else value
+
+
+def _tpot(wall_ns: int, ttft_ns: int | None, output_len: int | None) -> float | None:
+    if ttft_ns is None or output_len is None or output_len < 2:  # noqa: PLR2004 - one gap needs two tokens
+        return None
+    return (wall_ns - ttft_ns) / (output_len - 1)

@@ -1,0 +1,38 @@
+"""Which commands there are. Needs the extra `cli`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import inferscope
+from inferscope.cli import calibrate, demo
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Says why a language model request took as long as it did. Start with: inferscope demo",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
+    if wanted:
+        typer.echo(f"inferscope {inferscope.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command; their callbacks act."""

@@ -1,0 +1,44 @@
+"""`inferscope calibrate`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from inferscope.report.progress import progress
+from inferscope.report.terminal import DeviceView
+
+__all__ = ["EXAMPLES", "calibrate"]
+
+EXAMPLES = """\b
+Examples:
+  inferscope calibrate
+  inferscope calibrate --refresh
+  inferscope calibrate --json > ceilings.json
+"""
+
+
+def calibrate(
+    *,
+    device: Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1.")] = "cpu",
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure again, whatever is stored.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Measure how fast this device can be, or show what was measured before.
+
+    The result is stored, and verdicts are held against it. Measure on a machine that is otherwise idle.
+    """
+    from inferscope.hardware import calibration  # noqa: PLC0415 - loads torch
+
+    with progress(Console(stderr=True, highlight=False)) as tell:
+        measured = calibration.calibrate(
+            device, refresh=refresh, progress=lambda what, share: tell(f"calibrating: {what}", share)
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(measured), indent=2, allow_nan=False))
+    else:
+        Console(highlight=False).print(DeviceView(measured))

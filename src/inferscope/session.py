@@ -1,0 +1,402 @@
+"""trace(): the only place that joins capture, analysis and sinks.
+
+The generating thread hands a finished request over and goes on; one background thread makes the record, the
+diagnosis and the findings of it and calls the sinks. Its queue is bounded: what does not fit is dropped, counted
+and said once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import inspect
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from inferscope import notices
+from inferscope.analysis import cost as costs
+from inferscope.analysis import diagnosis, verdict
+from inferscope.analysis.findings import find
+from inferscope.capture import intercept, introspect
+from inferscope.errors import CostUnavailableError
+from inferscope.hardware import calibration
+from inferscope.report.plain import to_text
+from inferscope.settings import Settings, checked_detail
+from inferscope.sinks.base import resolve_sinks
+from inferscope.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+    from types import TracebackType
+
+    from inferscope.analysis.cost import PassCost
+    from inferscope.capture.resolve import RawRequest
+    from inferscope.records import GenerationRecord
+    from inferscope.sinks.base import Sink
+    from inferscope.specs import CostTerms, DeviceSpec
+
+__all__ = ["Result", "Session", "cost", "diagnose", "trace"]
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+QUEUE_LENGTH = 1024
+"""Finished requests that may wait for the background thread."""
+IDLE_WAIT_S = 2.0
+"""How long counting operators waits for a moment without a running request before it goes on regardless."""
+EXIT_WAIT_S = 5.0
+"""How long the interpreter's exit waits for results that are still being made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result(verdict.Result):
+    """What is known of one request; printing it shows a table."""
+
+    def __str__(self) -> str:
+        """The result as plain text."""
+        return to_text(self)
+
+
+class _Pipeline:
+    """The background thread and its bounded queue, one per process, started with the first result."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[tuple[Session, RawRequest]] = queue.Queue(QUEUE_LENGTH)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.dropped = 0
+
+    def submit(self, session: Session, raw: RawRequest) -> bool:
+        """Queue a request; False where it had to be dropped. Never blocks."""
+        if self._thread is None:
+            self._start()
+        try:
+            self._queue.put_nowait((session, raw))
+        except queue.Full:
+            self.dropped += 1
+            notices.warn(
+                "results-dropped",
+                "requests finish faster than results are made: some results are dropped",
+                queue_length=QUEUE_LENGTH,
+            )
+            return False
+        return True
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="inferscope", daemon=True)
+                self._thread.start()
+                atexit.register(self._drain_at_exit)
+
+    def _run(self) -> None:
+        while True:
+            session, raw = self._queue.get()
+            try:
+                session._process(raw)  # noqa: SLF001 - the other half of one mechanism
+            except Exception as error:  # noqa: BLE001 - the thread must survive whatever a request brings
+                notices.warn("result-failed", f"a result could not be made: {type(error).__name__}: {error}")
+            finally:
+                session._done()  # noqa: SLF001 - the other half of one mechanism
+                del session, raw
+
+    def _drain_at_exit(self) -> None:
+        deadline = time.monotonic() + EXIT_WAIT_S
+        while self._queue.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def task_done(self) -> None:
+        """One queued request is finished."""
+        self._queue.task_done()
+
+
+_PIPELINE = _Pipeline()
+
+
+class _Inbox:
+    """What capture hands finished requests to, on the generating thread."""
+
+    def __init__(self, session: Session, settings: Settings) -> None:
+        self._session = session
+        self.keep_samples = settings.detail == "passes"
+
+    def __call__(self, raw: RawRequest) -> None:
+        self._session._receive(raw)  # noqa: SLF001 - the other half of one mechanism
+
+
+class Session:
+    """An open trace of one model: context manager, async context manager and decorator.
+
+    Attributes:
+        results: The latest results, oldest first; bounded by INFERSCOPE_KEEP_RESULTS.
+    """
+
+    def __init__(
+        self,
+        model: object,
+        *,
+        settings: Settings,
+        device: DeviceSpec | None,
+        sinks: tuple[Sink, ...],
+    ) -> None:
+        """Prepare; nothing is attached before the session is entered."""
+        if not settings.disabled:
+            intercept.target_of(model)
+        self._model = model
+        self._settings = settings
+        self._device = device
+        self._device_known = device is not None
+        self._sinks = sinks
+        self._attachment: intercept.Attachment | None = None
+        self._depth = 0
+        self._results: deque[Result] = deque(maxlen=settings.keep_results)
+        self._pending = 0
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> Session:
+        """Attach; entering twice is counted."""
+        self._depth += 1
+        if self._depth == 1 and not self._settings.disabled:
+            self._attachment = intercept.attach(self._model, _Inbox(self, self._settings))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Detach; results that are still being made arrive later. The user's exception passes through."""
+        self._depth -= 1
+        if self._depth == 0 and self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
+
+    async def __aenter__(self) -> Session:
+        """Attach."""
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Detach."""
+        self.__exit__(kind, error, trace)
+
+    def __call__(self, function: _F) -> _F:
+        """Decorate a function or coroutine function: every call of it is traced."""
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def traced_coroutine(*args: object, **kwargs: object) -> object:
+                async with self:
+                    return await function(*args, **kwargs)
+
+            return cast("_F", traced_coroutine)
+
+        @functools.wraps(function)
+        def traced(*args: object, **kwargs: object) -> object:
+            with self:
+                return function(*args, **kwargs)
+
+        return cast("_F", traced)
+
+    @property
+    def last(self) -> Result | None:
+        """The newest result, waiting for those still being made; None where there was no request."""
+        self.wait()
+        return self._results[-1] if self._results else None
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """The latest results, oldest first, waiting for those still being made."""
+        self.wait()
+        return tuple(self._results)
+
+    def wait(self, timeout_s: float = 30.0) -> bool:
+        """Wait until every finished request has become a result.
+
+        Args:
+            timeout_s: How long at most.
+
+        Returns:
+            Whether all are there.
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: self._pending == 0, timeout_s)
+
+    def _receive(self, raw: RawRequest) -> None:
+        with self._changed:
+            self._pending += 1
+        if not _PIPELINE.submit(self, raw):
+            with self._changed:
+                self._pending -= 1
+                self._changed.notify_all()
+
+    def _process(self, raw: RawRequest) -> None:
+        record = raw.record(_MODELS.describe(raw, self._settings.cache_dir), _versions())
+        result = self._judge(record, raw.parent_context)
+        self._results.append(result)
+        for sink in self._sinks:
+            try:
+                sink(result)
+            except Exception as error:  # noqa: BLE001 - a sink's fault is said once and costs the others nothing
+                notices.warn("sink-failed", f"a sink raised {type(error).__name__}: {error}", sink=repr(sink))
+
+    def _judge(self, record: GenerationRecord, parent_context: object | None) -> Result:
+        if not self._device_known:
+            kind = (record.model.device or "cpu").partition(":")[0]
+            self._device = calibration.current_device_spec(kind)
+            self._device_known = True
+        opinion = diagnosis.diagnose(record, device=self._device)
+        return Result(
+            record=record,
+            diagnosis=opinion,
+            findings=find(record, opinion),
+            parent_context=parent_context,
+        )
+
+    def _done(self) -> None:
+        with self._changed:
+            self._pending -= 1
+            self._changed.notify_all()
+        _PIPELINE.task_done()
+
+
+class _Models:
+    """Descriptions and operator costs of the models seen, kept while they live."""
+
+    def __init__(self) -> None:
+        self._specs: weakref.WeakKeyDictionary[Any, ModelSpec] = weakref.WeakKeyDictionary()
+        self._costs: dict[str, tuple[CostTerms | None, str]] = {}
+
+    def describe(self, raw: RawRequest, cache_dir: Path) -> ModelSpec:
+        """What ran, with its costs where they can be made. Background thread only."""
+        module = raw.module()
+        if module is None:
+            return ModelSpec(name="unknown", model_class="unknown", cost_note="the model was freed before its result")
+        known = self._specs.get(module)
+        spec = introspect.describe(module)
+        if known is not None and known.digest == spec.digest:
+            return known
+        terms, note = self.costs(module, spec, cache_dir)
+        spec = replace(spec, cost=terms, cost_note=note)
+        self._specs[module] = spec
+        return spec
+
+    def costs(self, module: object, spec: ModelSpec, cache_dir: Path) -> tuple[CostTerms | None, str]:
+        """Operator costs by configuration: from this process, from disk, or counted now in quiet moments."""
+        if spec.digest not in self._costs:
+            folder = cache_dir / "costs"
+            terms = introspect.load_cost(spec.digest, folder)
+            note = ""
+            if terms is None:
+                try:
+                    terms = costs.fit(introspect.count(module, idle=_wait_for_idle))
+                    introspect.store_cost(spec.digest, terms, folder)
+                except CostUnavailableError as error:
+                    note = str(error)
+            self._costs[spec.digest] = (terms, note)
+        return self._costs[spec.digest]
+
+
+_MODELS = _Models()
+
+
+def _wait_for_idle() -> None:
+    """Counting takes the interpreter: wait for a moment in which no traced request needs it."""
+    deadline = time.monotonic() + IDLE_WAIT_S
+    while intercept.active_requests() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+@functools.cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    names = ("inferscope", "torch", "transformers")
+    found = []
+    for name in names:
+        try:
+            found.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+def trace(
+    model: object,
+    *,
+    detail: str | None = None,
+    device: DeviceSpec | None = None,
+    sinks: Iterable[object] | None = None,
+) -> Session:
+    """Observe every `generate` of a model while the session is open.
+
+    Args:
+        model: A `torch.nn.Module` with `generate`.
+        detail: "passes" keeps every pass in `record.pass_samples`, up to 4,096; None reads INFERSCOPE_DETAIL.
+        device: Ceilings to judge by; None takes the stored calibration, or the catalogue for a known GPU.
+        sinks: Callables or names ("otel", "jsonl:PATH", "log"); None sends spans through the tracer provider
+            that the program has set, if it has set one.
+
+    Returns:
+        A session: context manager, async context manager and decorator.
+
+    Raises:
+        NotAModelError: `model` is not a `torch.nn.Module`.
+        NoGenerateError: It has no `generate`.
+        SinkError: A sink is neither a callable nor a known name.
+        SettingError: `detail` or an INFERSCOPE_* variable has a value it cannot have.
+    """
+    settings = Settings.from_environment()
+    if detail is not None:
+        settings = replace(settings, detail=checked_detail(detail, where="detail"))
+    return Session(
+        model,
+        settings=settings,
+        device=device,
+        sinks=resolve_sinks(("otel",) if sinks is None else sinks),
+    )
+
+
+def diagnose(record: GenerationRecord, *, device: DeviceSpec | None = None) -> Result:
+    """The opinion on a stored record.
+
+    Args:
+        record: What was measured.
+        device: Ceilings to judge by; None takes what is known of the device the record names.
+
+    Returns:
+        Record, verdict and findings.
+    """
+    if device is None:
+        device = calibration.current_device_spec((record.model.device or "cpu").partition(":")[0])
+    opinion = diagnosis.diagnose(record, device=device)
+    return Result(record=record, diagnosis=opinion, findings=find(record, opinion))
+
+
+def cost(
+    model_or_config: object,
+    *,
+    batch_size: int = 1,
+    q_len: int = 512,
+    past_len: int = 0,
+    dtype: str | None = None,
+    logits_to_keep: int = 1,
+) -> PassCost:
+    """Operations and bytes of one forward, counted on the meta device: no weights are read or allocated.
+
+    Args:
+        model_or_config: A transformers model or configuration.
+        batch_size: Sequences.
+        q_len: New tokens per sequence.
+        past_len: Tokens already cached per sequence.
+        dtype: Of the weights and activations ("bfloat16"); None: the model's own.
+        logits_to_keep: Positions with logits, as `generate` asks for 1; 0 for all.
+
+    Raises:
+        CostUnavailableError: The operators of this model cannot be counted exactly; the message says why.
+    """
+    terms = costs.fit(introspect.count(model_or_config, dtype=dtype))
+    return costs.pass_cost(terms, batch_size=batch_size, q_len=q_len, past_len=past_len, logits_to_keep=logits_to_keep)

@@ -1,0 +1,82 @@
+"""What a sink is, and how the names a user may write become one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from inferscope.errors import SinkError
+from inferscope.sinks.jsonl import JsonlSink
+from inferscope.sinks.log import LogSink, SpanIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from inferscope.analysis.verdict import Result
+
+__all__ = ["Sink", "resolve_sink", "resolve_sinks"]
+
+_CHOICES = 'a callable that takes one Result, "otel", "jsonl:PATH" or "log"'
+
+
+class Sink(Protocol):
+    """Anything that takes a result: a function, a bound method, an object with `__call__`."""
+
+    def __call__(self, result: Result, /) -> object:
+        """Take one result; what is returned is ignored."""
+
+
+def resolve_sinks(specs: Iterable[object]) -> tuple[Sink, ...]:
+    """The sinks that a user's list stands for, joined where they know of each other.
+
+    Where the list holds both spans and log events, the events carry the ids of the spans. Spans therefore come
+    first in what is returned; otherwise the order is the list's.
+
+    Args:
+        specs: Callables and names, as `resolve_sink` takes them.
+
+    Raises:
+        SinkError: An entry is neither.
+        CacheUnwritableError: A record file cannot be written.
+    """
+    sinks = [resolve_sink(spec) for spec in specs]
+    spans = next((sink for sink in sinks if isinstance(sink, SpanIndex)), None)
+    for sink in sinks:
+        if isinstance(sink, LogSink) and sink.spans is None:
+            sink.spans = spans
+    return tuple(sorted(sinks, key=lambda sink: not isinstance(sink, SpanIndex)))
+
+
+def resolve_sink(spec: object) -> Sink:
+    """The sink that a user's word stands for; a callable is its own sink.
+
+    Args:
+        spec: A callable, "otel" (spans through the tracer provider that is set when a request ends),
+            "jsonl:PATH" (records appended to a file) or "log" (structlog events).
+
+    Raises:
+        SinkError: It is neither; the message says what is possible.
+        CacheUnwritableError: The record file cannot be written.
+    """
+    if isinstance(spec, str):
+        return _named(spec)
+    if isinstance(spec, type):
+        raise SinkError(f"the class {spec.__name__} was given as a sink: give an instance, {spec.__name__}(...)")
+    if callable(spec):
+        return spec
+    raise SinkError(f"{spec!r} is not a sink: give {_CHOICES}")
+
+
+def _named(name: str) -> Sink:
+    kind, colon, path = name.partition(":")
+    if kind == "jsonl":
+        if not path:
+            raise SinkError(f'{name!r} names no file: write "jsonl:PATH"')
+        return JsonlSink(path)
+    if name == "otel":
+        from inferscope.sinks.spans import SpanSink  # noqa: PLC0415 - loads opentelemetry, so only where asked for
+
+        return SpanSink()
+    if name == "log":
+        return LogSink()
+    hint = f' (for a record file: "jsonl:{name}")' if not colon and "." in name else ""
+    raise SinkError(f"{name!r} is not a sink{hint}: give {_CHOICES}")

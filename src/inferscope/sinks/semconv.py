@@ -1,0 +1,451 @@
+"""Every attribute inferscope sends: its name, type, unit, meaning and where its value comes from.
+
+One table, so that what is sent, what is documented and what is tested cannot differ. The names of the `gen_ai`
+and `error` namespaces are written out: their constants in the conventions package are marked as moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from inferscope.analysis.verdict import BOUNDS
+from inferscope.sinks.attributes import Attribute
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from inferscope.analysis.verdict import PhaseDiagnosis, Result
+    from inferscope.records import PhaseRecord, QuantileSketch, WorstPass
+
+__all__ = [
+    "PHASE",
+    "REQUEST_END",
+    "REQUEST_START",
+    "RESOURCE",
+    "WORST_PASS",
+    "WORST_PASS_EVENT",
+    "Operation",
+    "PhaseSubject",
+    "RequestSubject",
+    "reference_markdown",
+]
+
+Operation = Literal["text_completion", "chat"]
+_Subject = TypeVar("_Subject")
+
+WORST_PASS_EVENT = "inferscope.worst_pass"  # noqa: S105 - not a password
+_PHASE_NAMES = ("encode", "prefill", "decode", "verify", "draft", "mixed", "unknown")
+_TOP_FINDINGS = 5
+_TOP_NOTES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSubject:
+    """What the attributes of a request's span are read from.
+
+    Attributes:
+        result: The request.
+        operation: What the caller says it was.
+    """
+
+    result: Result
+    operation: Operation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseSubject:
+    """What the attributes of a phase's span are read from.
+
+    Attributes:
+        phase: What was measured.
+        verdict: The opinion on it; None where there is none.
+    """
+
+    phase: PhaseRecord
+    verdict: PhaseDiagnosis | None
+
+
+def _get(path: str) -> Callable[[Any], object]:
+    """Reader of a dotted path; None where something on the way is None."""
+    steps = tuple(attrgetter(name) for name in path.split("."))
+
+    def read(subject: object) -> object:
+        for step in steps:
+            if subject is None:
+                return None
+            subject = step(subject)
+        return subject
+
+    return read
+
+
+def _seconds(path: str) -> Callable[[Any], float | None]:
+    """Reader of a duration in nanoseconds, in seconds: the one place where units change."""
+    get: Callable[[Any], Any] = _get(path)
+
+    def read(subject: object) -> float | None:
+        value_ns = get(subject)
+        return None if value_ns is None else value_ns / 1e9
+
+    return read
+
+
+def _phase_seconds(name: str) -> Callable[[RequestSubject], float | None]:
+    return lambda subject: _wall_s(p for p in subject.result.record.phases if p.name == name)
+
+
+def _wall_s(phases: Iterable[PhaseRecord]) -> float | None:
+    walls_ns = [phase.wall_ns for phase in phases]
+    return sum(walls_ns) / 1e9 if walls_ns else None
+
+
+def _first_chunk_s(subject: RequestSubject) -> float | None:
+    record = subject.result.record
+    return None if record.ttft_ns is None or not record.options.streaming else record.ttft_ns / 1e9
+
+
+def _error(subject: RequestSubject) -> str | None:
+    record = subject.result.record
+    return (record.error_type or "_OTHER") if record.status == "aborted" else None
+
+
+def _codes(subject: RequestSubject) -> tuple[str, ...]:
+    return tuple(finding.code for finding in subject.result.findings[:_TOP_FINDINGS])
+
+
+def _method(subject: PhaseSubject) -> str:
+    return "host" if subject.phase.device is None else subject.phase.device.provenance
+
+
+def _own_s(subject: PhaseSubject) -> float | None:
+    own_ns = subject.phase.end_ns - subject.phase.start_ns - subject.phase.wall_ns
+    return own_ns / 1e9 if own_ns >= 0 else None
+
+
+def _share(bound: str) -> Attribute[PhaseSubject]:
+    def read(subject: PhaseSubject) -> float | None:
+        return None if subject.verdict is None else subject.verdict.shares.get(bound)
+
+    meaning = f"Part of the phase's wall that is {bound} (0..1)."
+    return Attribute(f"inferscope.share.{bound}", "double", "1", meaning, read)
+
+
+def _latency(name: str) -> Attribute[PhaseSubject]:
+    def read(subject: PhaseSubject) -> float | None:
+        return _wall_s([subject.phase]) if subject.phase.name == name else None
+
+    meaning = f"Time charged to the phase; only on spans named `{name}`."
+    return Attribute(f"gen_ai.latency.time_in_model_{name}", "double", "s", meaning, read)
+
+
+def _quantiles(prefix: str, path: str, of: str) -> tuple[Attribute[_Subject], ...]:
+    sketch: Callable[[Any], Any] = _get(path)
+
+    def row(name: str, meaning: str) -> Attribute[_Subject]:
+        def read(subject: _Subject) -> float | None:
+            found: QuantileSketch | None = sketch(subject)
+            value_ns = None if found is None else getattr(found, name)
+            return None if value_ns is None else value_ns / 1e9
+
+        return Attribute(f"{prefix}.{name}", "double", "s", f"{meaning} of {of}.", read)
+
+    return (
+        row("p50", "Median, within 1 %,"),
+        row("p90", "90th percentile, within 1 %,"),
+        row("p99", "99th percentile, within 1 %,"),
+        row("max", "Largest"),
+    )
+
+
+_R = "result.record"
+
+# fmt: off
+# A table reads as rows.
+REQUEST_START: tuple[Attribute[RequestSubject], ...] = (
+    Attribute("gen_ai.operation.name", "string", "", "`text_completion`, or `chat`.", _get("operation")),
+    Attribute("gen_ai.provider.name", "string", "", "Always `huggingface`.", lambda _: "huggingface"),
+    Attribute("gen_ai.request.model", "string", "", "The model's name.", _get(f"{_R}.model.name")),
+    Attribute(
+        "gen_ai.request.max_tokens", "int", "{token}", "Limit on new tokens, where the call set one.",
+        _get(f"{_R}.options.max_new_tokens"),
+    ),
+    Attribute(
+        "gen_ai.request.temperature", "double", "1", "Sampling temperature, where the call set one.",
+        _get(f"{_R}.options.temperature"),
+    ),
+    Attribute("gen_ai.request.top_p", "double", "1", "Nucleus share, where set.", _get(f"{_R}.options.top_p")),
+    Attribute(
+        "gen_ai.request.top_k", "int", "{token}", "Candidates, where set.", _get(f"{_R}.options.top_k")
+    ),
+    Attribute(
+        "gen_ai.request.stream", "boolean", "", "Whether a streamer was given.", _get(f"{_R}.options.streaming")
+    ),
+)
+"""Given to `start_span`, where samplers see them."""
+
+REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
+    Attribute("error.type", "string", "", "Class of the exception that left `generate`.", _error),
+    Attribute("gen_ai.response.model", "string", "", "The model's name.", _get(f"{_R}.model.name")),
+    Attribute(
+        "gen_ai.response.finish_reasons", "string[]", "", "`length` or `stop`, one per sequence.",
+        _get(f"{_R}.finish_reasons"),
+    ),
+    Attribute(
+        "gen_ai.usage.input_tokens", "int", "{token}", "Prompt tokens over the batch, padding excluded.",
+        _get(f"{_R}.input_tokens"),
+    ),
+    Attribute(
+        "gen_ai.usage.output_tokens", "int", "{token}", "New tokens over the batch, padding excluded.",
+        _get(f"{_R}.output_tokens"),
+    ),
+    Attribute(
+        "gen_ai.response.time_to_first_chunk", "double", "s", "`generate`'s entry to the first token streamed.",
+        _first_chunk_s,
+    ),
+    Attribute(
+        "gen_ai.server.time_to_first_token", "double", "s", "`generate`'s entry to the first token selected.",
+        _seconds(f"{_R}.ttft_ns"),
+    ),
+    Attribute(
+        "gen_ai.latency.time_to_first_token", "double", "s", "The same, under the key serving engines use.",
+        _seconds(f"{_R}.ttft_ns"),
+    ),
+    Attribute("gen_ai.latency.e2e", "double", "s", "Wall of `generate`.", _seconds(f"{_R}.wall_ns")),
+    Attribute(
+        "gen_ai.latency.time_in_model_prefill", "double", "s", "Time charged to prefill.",
+        _phase_seconds("prefill"),
+    ),
+    Attribute(
+        "gen_ai.latency.time_in_model_decode", "double", "s", "Time charged to decode.",
+        _phase_seconds("decode"),
+    ),
+    Attribute(
+        "gen_ai.latency.time_in_model_inference", "double", "s", "Time charged to all phases.",
+        lambda subject: _wall_s(subject.result.record.phases),
+    ),
+    Attribute(
+        "inferscope.finding.top", "string", "", "Code of the finding that would save most.",
+        lambda subject: next(iter(_codes(subject)), None),
+    ),
+    Attribute(
+        "inferscope.finding.codes", "string[]", "", f"Codes of up to {_TOP_FINDINGS} findings, by what they save.",
+        _codes,
+    ),
+    Attribute("inferscope.status", "string", "", "`ok` or `aborted`.", _get(f"{_R}.status")),
+    Attribute(
+        "inferscope.ttft.method", "string", "", "How it was seen: `stop_check`, `streamer`, `next_pass`.",
+        _get(f"{_R}.ttft_method"),
+    ),
+    Attribute("inferscope.request.id", "string", "", "16 hexadecimal digits.", _get(f"{_R}.request_id")),
+    Attribute("inferscope.model.class", "string", "", "Class of the model.", _get(f"{_R}.model.model_class")),
+    Attribute("inferscope.model.dtype", "string", "", "Of the weights.", _get(f"{_R}.model.dtype")),
+    Attribute("inferscope.model.device", "string", "", "Where the weights are.", _get(f"{_R}.model.device")),
+    Attribute(
+        "inferscope.model.attention", "string", "", "Attention implementation.", _get(f"{_R}.model.attention")
+    ),
+    Attribute(
+        "inferscope.device.name", "string", "", "The device whose ceilings the verdict used.",
+        _get("result.diagnosis.device.name"),
+    ),
+    Attribute(
+        "inferscope.notes", "string[]", "", f"What is missing from the record, up to {_TOP_NOTES}.",
+        lambda subject: subject.result.record.notes[:_TOP_NOTES],
+    ),
+    Attribute("inferscope.batch_size", "int", "{sequence}", "Sequences asked for.", _get(f"{_R}.batch_size")),
+    Attribute(
+        "inferscope.num_beams", "int", "{beam}", "Beams per sequence, where set.", _get(f"{_R}.options.num_beams")
+    ),
+    Attribute(
+        "inferscope.output_len", "int", "{token}", "New tokens of the longest sequence.", _get(f"{_R}.output_len")
+    ),
+    Attribute(
+        "inferscope.model.parameters", "int", "{parameter}", "Number of parameters, shared ones once.",
+        _get(f"{_R}.model.parameters"),
+    ),
+    Attribute(
+        "inferscope.model.weights", "int", "By", "Size of the parameters, shared ones once.",
+        _get(f"{_R}.model.weight_bytes"),
+    ),
+    Attribute(
+        "inferscope.tpot", "double", "s", "(wall - TTFT) / (n - 1), n new tokens per sequence.",
+        _seconds(f"{_R}.tpot_ns"),
+    ),
+    *_quantiles("inferscope.itl", f"{_R}.itl_ns", "the gaps between consecutive tokens"),
+    Attribute(
+        "inferscope.ledger.setup", "double", "s", "`generate`'s entry to the first forward.",
+        _seconds(f"{_R}.ledger.setup_ns"),
+    ),
+    Attribute(
+        "inferscope.ledger.tail", "double", "s", "After the last token.", _seconds(f"{_R}.ledger.tail_ns")
+    ),
+    Attribute(
+        "inferscope.ledger.residual", "double", "s", "What could not be placed.",
+        _seconds(f"{_R}.ledger.residual_ns"),
+    ),
+    Attribute(
+        "inferscope.self", "double", "s", "inferscope's own measured time inside the request.",
+        _seconds(f"{_R}.ledger.self_ns"),
+    ),
+)
+"""Set once the request has ended. setup + time_in_model_inference + tail + self + residual = e2e, exactly."""
+
+PHASE: tuple[Attribute[PhaseSubject], ...] = (
+    Attribute("inferscope.phase", "string", "", "The phase, as the span is named.", _get("phase.name")),
+    Attribute(
+        "inferscope.bound", "string", "", f"What holds the phase back: {', '.join(f'`{b}`' for b in BOUNDS)}.",
+        _get("verdict.bound"),
+    ),
+    Attribute("inferscope.confidence", "string", "", "`high` or `low`.", _get("verdict.confidence")),
+    Attribute(
+        "inferscope.method", "string", "",
+        "How device time was obtained: `bound` (host stamps), `saturated`, `plug`, `deep`; `host`: not at all.",
+        _method,
+    ),
+    *(_latency(name) for name in _PHASE_NAMES),
+    Attribute("inferscope.passes", "int", "{pass}", "Forwards.", _get("phase.passes")),
+    Attribute(
+        "inferscope.tokens", "int", "{token}", "New tokens processed over all sequences, padding included.",
+        _get("phase.tokens"),
+    ),
+    *_quantiles("inferscope.pass", "phase.pass_ns", "the forwards' durations on the host"),
+    Attribute("inferscope.ledger.issue", "double", "s", "Inside forwards.", _seconds("phase.ledger.issue_ns")),
+    Attribute(
+        "inferscope.ledger.select", "double", "s", "Between forwards: logits processors, sampling, preparation.",
+        _seconds("phase.ledger.select_ns"),
+    ),
+    Attribute(
+        "inferscope.ledger.wait", "double", "s", "Inside the per-token host read.", _seconds("phase.ledger.wait_ns")
+    ),
+    Attribute(
+        "inferscope.ledger.deliver", "double", "s", "Inside the streamer.", _seconds("phase.ledger.deliver_ns")
+    ),
+    Attribute(
+        "inferscope.ledger.offcpu", "double", "s", "Overlay: forward time in which the thread did not run.",
+        _seconds("phase.ledger.offcpu_ns"),
+    ),
+    Attribute(
+        "inferscope.ledger.gc", "double", "s", "Overlay: pauses of Python's garbage collector.",
+        _seconds("phase.ledger.gc_ns"),
+    ),
+    Attribute("inferscope.self", "double", "s", "inferscope's own time between the phase's borders.", _own_s),
+    Attribute(
+        "inferscope.device.time.low", "double", "s", "The device was waited for at least this long.",
+        _seconds("phase.device.low_ns"),
+    ),
+    Attribute(
+        "inferscope.device.time.high", "double", "s", "And at most this long.", _seconds("phase.device.high_ns")
+    ),
+    Attribute("inferscope.launches", "int", "{launch}", "Kernels launched.", _get("phase.launches")),
+    Attribute("inferscope.syncs", "int", "{sync}", "Host reads seen: a lower bound.", _get("phase.syncs")),
+    Attribute(
+        "inferscope.mfu", "double", "1", "Achieved FLOP/s over the dense peak of the dtype (0..1).",
+        _get("verdict.mfu"),
+    ),
+    Attribute(
+        "inferscope.mbu", "double", "1", "Weight and KV bytes per second over copy bandwidth (0..1).",
+        _get("verdict.mbu"),
+    ),
+    Attribute(
+        "inferscope.roof_share", "double", "1", "Time the roofs demand over the time inside forwards (0..1).",
+        _get("verdict.roof_share"),
+    ),
+    Attribute(
+        "inferscope.achieved.flops", "double", "{flop}/s", "Operations per second inside forwards.",
+        _get("verdict.achieved_flops_per_s"),
+    ),
+    Attribute(
+        "inferscope.achieved.bytes", "double", "By/s", "Model bytes per second inside forwards.",
+        _get("verdict.achieved_bytes_per_s"),
+    ),
+    *(_share(bound) for bound in BOUNDS),
+    Attribute(
+        "inferscope.flops", "int", "{flop}", "Operations of the phase, masked pairs not counted.",
+        _get("verdict.cost.flops"),
+    ),
+    Attribute(
+        "inferscope.bytes.minimum", "int", "By", "Least possible traffic: weights, KV, token ids, logits.",
+        _get("verdict.cost.bytes.minimum"),
+    ),
+    Attribute(
+        "inferscope.bytes.model", "int", "By", "With inputs and outputs of matrix products and attention.",
+        _get("verdict.cost.bytes.model"),
+    ),
+    Attribute(
+        "inferscope.bytes.executed", "int", "By", "With inputs and outputs of every operator.",
+        _get("verdict.cost.bytes.executed"),
+    ),
+    Attribute(
+        "inferscope.arithmetic_intensity", "double", "{flop}/By", "`flops` over `bytes.model`.",
+        _get("verdict.cost.arithmetic_intensity"),
+    ),
+)
+"""Set on the span of a phase. issue + select + wait + deliver = time_in_model, exactly."""
+
+WORST_PASS: tuple[Attribute[WorstPass], ...] = (
+    Attribute("inferscope.worst_pass.index", "int", "", "Number of the pass in its phase, from 0.", _get("index")),
+    Attribute(
+        "inferscope.worst_pass.cause", "string", "",
+        "The part of the ledger that exceeds the typical pass most.", _get("cause"),
+    ),
+    Attribute("inferscope.worst_pass.excess", "double", "s", "By how much it does.", _seconds("excess_ns")),
+    Attribute(
+        "inferscope.worst_pass.cycle", "double", "s", "From the end of the pass before to its own end.",
+        _seconds("cycle_ns"),
+    ),
+)
+"""On the event `inferscope.worst_pass`, at most three per phase, at the pass's start."""
+# fmt: on
+
+RESOURCE = (
+    ("service.name", "string", "As given to `setup`, else OTEL_SERVICE_NAME, else `inferscope`."),
+    ("service.instance.id", "string", "Random, one per call of `setup`."),
+    ("host.name", "string", "Name of the machine; without it Jaeger's clock-skew adjuster warns."),
+    ("process.pid", "int", "Process id."),
+)
+"""Set where `setup` made the provider; otherwise the resource is the application's own."""
+
+
+def reference_markdown() -> str:
+    """The tables as docs/reference/telemetry.md: generated, never edited."""
+    parts = [_PREAMBLE]
+    for title, lead, rows in (
+        ("The request's span: given at its start", _START_LEAD, REQUEST_START),
+        ("The request's span: set at its end", _END_LEAD, REQUEST_END),
+        ("The phases' spans", _PHASE_LEAD, PHASE),
+        (f"The event `{WORST_PASS_EVENT}`", _EVENT_LEAD, WORST_PASS),
+    ):
+        parts += [f"## {title}\n", f"{lead}\n", "| attribute | type | unit | meaning |", "|---|---|---|---|"]
+        parts += [f"| `{row.name}` | {row.type} | {row.unit} | {row.meaning} |" for row in rows]
+        parts.append("")
+    parts += ["## The resource\n", f"{_RESOURCE_LEAD}\n", "| attribute | type | meaning |", "|---|---|---|"]
+    parts += [f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in RESOURCE]
+    return "\n".join(parts) + "\n"
+
+
+_PREAMBLE = """# Telemetry reference
+
+Generated from `inferscope.sinks.semconv`; a test holds the two together.
+
+One call of `generate` becomes one span named `{operation} {model}` (kind INTERNAL) and one child per phase, named
+exactly `prefill`, `decode`, `encode`, `verify`, `draft` or `mixed`. Children are siblings and lie inside their
+parent's time range. Spans are built after the call has returned, with the times that were measured in it.
+
+What is unknown is left out: an attribute that is absent was not measured. Durations are doubles in seconds.
+Prompt and completion text is never sent.
+"""
+_START_LEAD = "Samplers see these."
+_END_LEAD = (
+    "`ledger.setup` + `time_in_model_inference` + `ledger.tail` + `self` + `ledger.residual` = `latency.e2e`. "
+    "A request that an exception ended has the status ERROR."
+)
+_PHASE_LEAD = (
+    "`ledger.issue` + `ledger.select` + `ledger.wait` + `ledger.deliver` = `time_in_model`; without `wait` that "
+    "time is in `select`. `self` is what the span's range holds beyond that."
+)
+_EVENT_LEAD = "At most three per phase, slowest first, at the moment the pass began. Passes never become spans."
+_RESOURCE_LEAD = (
+    "Set where `inferscope.setup` made the tracer provider; where the application brought its own, the resource is "
+    "the application's."
+)

@@ -1,0 +1,51 @@
+"""Real models, small enough for a test."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+def build_llama(transformers, **overrides):
+    """A two-layer Llama with random weights; it never emits its end token by itself."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        **{
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 1000,
+            **overrides,
+        }
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+@pytest.fixture
+def llama(transformers):
+    return build_llama(transformers)
+
+
+@pytest.fixture
+def prompt():
+    torch.manual_seed(1)
+    return torch.randint(1, 1000, (1, 9))
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct and its tokenizer, from the package that carries the weights."""
+    from inferscope.experiments.models import load  # noqa: PLC0415
+
+    return load(None)

@@ -1,0 +1,137 @@
+"""A real OTLP receiver in this process, for tests: gRPC or HTTP, on a free port of the loopback interface."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+Mood = Literal["accepting", "refusing", "stalling"]
+
+
+@dataclass
+class Inbox:
+    """What a receiver got, and how it behaves."""
+
+    mood: Mood = "accepting"
+    endpoint: str = ""
+    requests: list[Any] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    asked: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def spans(self) -> list[tuple[Any, dict[str, Any]]]:
+        """Every span received with its resource's attributes."""
+        return [
+            (span, values_of(resource.resource.attributes))
+            for request in list(self.requests)
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    def wait_for_spans(self, count: int, timeout_s: float = 30) -> list[tuple[Any, dict[str, Any]]]:
+        """The spans, once that many have come."""
+        deadline_s = time.monotonic() + timeout_s
+        while len(self.spans()) < count:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"{len(self.spans())} of {count} spans arrived")
+            time.sleep(0.005)
+        return self.spans()
+
+
+def value_of(value: Any) -> Any:
+    """A protocol value as a Python one, its type kept."""
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return tuple(value_of(item) for item in value.array_value.values)
+    return getattr(value, kind)
+
+
+def values_of(attributes: Any) -> dict[str, Any]:
+    return {item.key: value_of(item.value) for item in attributes}
+
+
+@contextmanager
+def grpc_receiver(mood: Mood = "accepting"):
+    inbox = Inbox(mood)
+
+    class Service(trace_service_pb2_grpc.TraceServiceServicer):
+        def Export(self, request, context):  # noqa: N802 - the protocol's name
+            inbox.asked.set()
+            if inbox.mood == "stalling":
+                inbox.released.wait()
+            if inbox.mood == "refusing":
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the receiver is full")
+            inbox.headers.append(dict(context.invocation_metadata()))
+            inbox.requests.append(request)
+            return trace_service_pb2.ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(max_workers=4))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Service(), server)
+    inbox.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        yield inbox
+    finally:
+        inbox.released.set()
+        server.stop(None).wait()
+
+
+@contextmanager
+def http_receiver(mood: Mood = "accepting"):
+    inbox = Inbox(mood)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            inbox.asked.set()
+            if inbox.mood == "stalling":
+                inbox.released.wait()
+            known = self.path == "/v1/traces"
+            self.send_response(413 if inbox.mood == "refusing" else 200 if known else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            if inbox.mood == "accepting" and known:
+                inbox.headers.append({name.lower(): value for name, value in self.headers.items()})
+                inbox.requests.append(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
+
+        def log_message(self, *_):
+            """Nothing is printed."""
+
+        def handle_one_request(self):
+            try:
+                super().handle_one_request()
+            except ConnectionError:
+                self.close_connection = True  # the exporter had given up waiting
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    inbox.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield inbox
+    finally:
+        inbox.released.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def closed_port():
+    """An address on which nothing listens, and nothing else can begin to."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield Inbox(endpoint=f"http://127.0.0.1:{held.getsockname()[1]}")
+
+
+RECEIVERS = {"grpc": grpc_receiver, "http/protobuf": http_receiver}

@@ -1,0 +1,308 @@
+"""Plain `generate` in its modes: what was seen, against what truly ran."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+
+import inferscope
+from inferscope.errors import NoGenerateError, NotAModelError, SettingError, SinkError
+
+FIRST_DECODES = [("decode", 1, past, 1) for past in range(9, 14)]
+
+
+class Streamer:
+    def __init__(self):
+        self.seen = []
+
+    def put(self, value):
+        self.seen.append(value.tolist())
+
+    def end(self):
+        self.seen.append("end")
+
+
+def true_forwards(model, run):
+    """(q, batch) of every forward, recorded by wrapping the class: independent of inferscope's hooks."""
+    seen = []
+    forward = type(model).forward
+
+    def recording(self, input_ids=None, *args, **kwargs):
+        seen.append((input_ids.shape[1], input_ids.shape[0]))
+        return forward(self, input_ids, *args, **kwargs)
+
+    type(model).forward = recording
+    try:
+        run()
+    finally:
+        type(model).forward = forward
+    return seen
+
+
+MODES = {
+    "greedy": ({}, [("prefill", 9, 0, 1), *FIRST_DECODES]),
+    "sampling": ({"do_sample": True}, [("prefill", 9, 0, 1), *FIRST_DECODES]),
+    "beams": ({"num_beams": 3}, [("prefill", 9, 0, 3)] + [("decode", 1, past, 3) for past in range(9, 14)]),
+    "return_dict": (
+        {"return_dict_in_generate": True, "output_scores": True},
+        [("prefill", 9, 0, 1), *FIRST_DECODES],
+    ),
+    "copies": (
+        {"do_sample": True, "num_return_sequences": 2},
+        [("prefill", 9, 0, 2)] + [("decode", 1, past, 2) for past in range(9, 14)],
+    ),
+    "no cache": (
+        {"use_cache": False},
+        [("prefill", 9, 0, 1)] + [("decode/no-cache", q, 0, 1) for q in range(10, 15)],
+    ),
+    "chunked prefill": (
+        {"prefill_chunk_size": 4},
+        [("prefill", 4, 0, 1), ("prefill/chunk", 4, 4, 1), ("prefill/chunk", 1, 8, 1), *FIRST_DECODES],
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_forward_is_seen_and_named(llama, prompt, mode):
+    options, expected = MODES[mode]
+    with inferscope.trace(llama, detail="passes", sinks=()) as session:
+        truth = true_forwards(llama, lambda: llama.generate(prompt, max_new_tokens=6, **options))
+    record = session.last.record
+    seen = [(entry.name, entry.q_len, entry.past_len, entry.batch_size) for entry in record.pass_samples]
+    assert seen == expected
+    assert [(q, batch) for _, q, _, batch in seen] == truth
+    assert record.ledger.total_ns == record.wall_ns
+    assert record.ledger.residual_ns < 0.01 * record.wall_ns
+    assert record.output_len == 6
+    assert record.input_tokens == 9
+    assert sum(phase.passes for phase in record.phases) == len(truth)
+
+
+def test_a_streamer_gets_the_same_tokens_and_its_time_is_deliver(llama, prompt):
+    bare, traced = Streamer(), Streamer()
+    llama.generate(prompt, max_new_tokens=5, streamer=bare)
+    with inferscope.trace(llama, sinks=()) as session:
+        llama.generate(prompt, max_new_tokens=5, streamer=traced)
+    assert traced.seen == bare.seen
+    record = session.last.record
+    assert record.ttft_method == "streamer"
+    assert record.phase("decode").ledger.deliver_ns > 0
+    assert record.phase("decode").ledger.wait_ns > 0
+    assert record.options.streaming
+
+
+def test_a_continued_cache_is_prefilled_behind_what_it_holds(llama, prompt, transformers):
+    cache = transformers.DynamicCache()
+    with inferscope.trace(llama, detail="passes", sinks=()) as session:
+        first = llama.generate(prompt, past_key_values=cache, max_new_tokens=6)
+        more = torch.cat([first, torch.randint(1, 1000, (1, 5))], dim=1)
+        llama.generate(more, past_key_values=cache, max_new_tokens=2)
+    samples = session.last.record.pass_samples
+    assert [(entry.name, entry.q_len, entry.past_len) for entry in samples] == [("prefill", 6, 14), ("decode", 1, 20)]
+
+
+def test_tokens_are_counted_without_padding_on_either_side(llama):
+    model = llama
+    ids = torch.tensor([[0, 0, 5, 6, 7], [3, 4, 5, 6, 7]])
+    mask = (ids != 0).long()
+    greedy = model.generate(ids, attention_mask=mask, max_new_tokens=8)
+    stop_at = int(greedy[0, 5 + 2])
+    with inferscope.trace(model, sinks=()) as session:
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=8, eos_token_id=stop_at)
+    expected = 0
+    for row in out[:, 5:].tolist():
+        expected += row.index(stop_at) + 1 if stop_at in row else len(row)
+    record = session.last.record
+    assert record.input_tokens == 8
+    assert record.output_tokens == expected
+    assert record.finish_reasons[0] == "stop"
+
+
+def test_two_sessions_see_the_same_request_and_the_inner_one_leaves_alone(llama, prompt):
+    with inferscope.trace(llama, sinks=()) as outer:
+        with inferscope.trace(llama, sinks=()) as inner:
+            llama.generate(prompt, max_new_tokens=2)
+        llama.generate(prompt, max_new_tokens=3)
+    assert len(outer.results) == 2
+    assert len(inner.results) == 1
+    assert outer.results[0].record == inner.last.record
+
+
+def test_as_decorator_and_async(llama, prompt):
+    session = inferscope.trace(llama, sinks=())
+
+    @session
+    def answer():
+        return llama.generate(prompt, max_new_tokens=2)
+
+    @session
+    async def answer_later():
+        return answer()
+
+    answer()
+    asyncio.run(answer_later())
+
+    async def within():
+        async with session:
+            llama.generate(prompt, max_new_tokens=2)
+
+    asyncio.run(within())
+    assert len(session.results) == 3
+
+
+class _StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [_StoppedError, KeyboardInterrupt, GeneratorExit, MemoryError])
+@pytest.mark.parametrize("where", ["processor", "streamer", "forward"])
+def test_the_users_exception_passes_through_and_leaves_an_aborted_record(llama, prompt, error, where):
+    raised = error("mine")
+    calls = 0
+
+    def strike(*_args, **_kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise raised
+
+    class Processor:
+        def __call__(self, _ids, scores):
+            strike()
+            return scores
+
+    options = {}
+    if where == "processor":
+        options["logits_processor"] = [Processor()]
+    if where == "streamer":
+        options["streamer"] = type("S", (), {"put": strike, "end": lambda _self: None})()
+    handle = llama.model.register_forward_hook(strike) if where == "forward" else None
+    with inferscope.trace(llama, sinks=()) as session, pytest.raises(error) as caught:
+        llama.generate(prompt, max_new_tokens=9, **options)
+    if handle is not None:
+        handle.remove()
+    assert caught.value is raised
+    record = session.last.record
+    assert (record.status, record.error_type) == ("aborted", error.__qualname__)
+    assert record.phase("prefill").passes == 1
+    assert record.ledger.total_ns == record.wall_ns
+    assert record.output_tokens is None
+    with inferscope.trace(llama, sinks=()) as session:
+        llama.generate(prompt, max_new_tokens=2)
+    assert session.last.record.status == "ok"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_leaving_by_an_exception_restores_everything(llama, prompt, error):
+    before = (dict(llama._forward_hooks), dict(llama._forward_pre_hooks), dict(vars(type(llama))), set(vars(llama)))
+    with pytest.raises(error), inferscope.trace(llama, sinks=()):
+        llama.generate(prompt, max_new_tokens=1)
+        raise error
+    after = (dict(llama._forward_hooks), dict(llama._forward_pre_hooks), dict(vars(type(llama))), set(vars(llama)))
+    assert after == before
+
+
+def test_a_wrap_laid_over_ours_survives_us(llama, prompt, transformers):
+    mixin = transformers.GenerationMixin
+    original = mixin.generate
+    session = inferscope.trace(llama, sinks=())
+    with session:
+        ours = mixin.generate
+
+        def theirs(self, *args, **kwargs):
+            return ours(self, *args, **kwargs)
+
+        mixin.generate = theirs
+    try:
+        assert mixin.generate is theirs
+        assert llama.generate(prompt, max_new_tokens=2).shape[1] == 11
+        assert len(session.results) == 0
+    finally:
+        mixin.generate = original
+
+
+def test_a_copy_of_a_traced_model_is_not_traced_and_pickles(llama, prompt):
+    with inferscope.trace(llama, sinks=()) as session:
+        twin = copy.deepcopy(llama)
+        loaded = pickle.loads(pickle.dumps(llama))  # noqa: S301 - our own bytes
+        for model in (twin, loaded):
+            assert torch.equal(model.generate(prompt, max_new_tokens=3), twin.generate(prompt, max_new_tokens=3))
+        llama.generate(prompt, max_new_tokens=2)
+    assert len(session.results) == 1
+
+
+def test_a_traced_model_can_be_freed(transformers):
+    config = transformers.LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=50
+    )
+    model = transformers.LlamaForCausalLM(config)
+    session = inferscope.trace(model, sinks=())
+    with session:
+        model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2)
+    assert session.last is not None
+    gone = weakref.ref(model)
+    del model, session
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda _: inferscope.trace("not a model"), NotAModelError, "not str"),
+        (lambda _: inferscope.trace(torch.nn.Linear(2, 2)), NoGenerateError, "Linear has no generate"),
+        (lambda model: inferscope.trace(model, sinks=["graphite"]), SinkError, "graphite"),
+        (lambda model: inferscope.trace(model, sinks=[7]), SinkError, "7"),
+        (lambda model: inferscope.trace(model, detail="everything"), SettingError, "everything"),
+    ],
+)
+def test_misuse_is_said_at_once(llama, call, error, says):
+    with pytest.raises(error, match=says):
+        call(llama)
+
+
+def test_disabled_attaches_nothing(llama, prompt, monkeypatch):
+    monkeypatch.setenv("INFERSCOPE_DISABLED", "1")
+    with inferscope.trace(llama) as session:
+        assert not llama._forward_hooks
+        llama.generate(prompt, max_new_tokens=2)
+    assert session.last is None
+
+
+def test_a_failing_sink_is_said_once_and_costs_the_others_nothing(llama, prompt, notices_reset, capfd):
+    taken = []
+
+    def broken(_result):
+        raise OSError("disk gone")
+
+    with inferscope.trace(llama, sinks=[broken, taken.append]) as session:
+        for _ in range(3):
+            llama.generate(prompt, max_new_tokens=2)
+        session.wait()
+    assert len(taken) == 3
+    assert capfd.readouterr().err.count("sink-failed") == 1
+
+
+@pytest.mark.parametrize("seam", ["Frame.enter", "Frame.leave", "Request.mark"])
+def test_a_fault_of_ours_is_said_once_and_changes_nothing(llama, prompt, seam, monkeypatch, notices_reset, capfd):
+    from inferscope.capture import frames  # noqa: PLC0415
+
+    expected = llama.generate(prompt, max_new_tokens=6)
+    monkeypatch.setenv("INFERSCOPE_RAISE", "0")
+    owner, name = seam.split(".")
+
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("our own fault")
+
+    monkeypatch.setattr(getattr(frames, owner), name, broken)
+    with inferscope.trace(llama, sinks=()) as session:
+        for _ in range(2):
+            assert torch.equal(llama.generate(prompt, max_new_tokens=6), expected)
+    assert session.last is None
+    assert capfd.readouterr().err.count("capture-failed") == 1

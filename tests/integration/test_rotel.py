@@ -1,0 +1,127 @@
+"""The spans as an independent collector understands them: rotel, written in Rust, from PyPI."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+from inferscope.sinks.setup import _grpc, _http
+from inferscope.sinks.spans import SpanSink
+from inferscope.testing import make_record, make_result
+
+PROCESSOR = """
+import json
+
+def process_spans(resource_spans):
+    with open({path!r}, "a") as file:
+        for scope in resource_spans.scope_spans:
+            for span in scope.spans:
+                line = dict(
+                    name=span.name,
+                    trace=bytes(span.trace_id).hex(),
+                    span=bytes(span.span_id).hex(),
+                    parent=bytes(span.parent_span_id).hex(),
+                    start=span.start_time_unix_nano,
+                    end=span.end_time_unix_nano,
+                    status=span.status.code,
+                    attributes={{item.key: value(item.value.value) for item in span.attributes}},
+                )
+                file.write(json.dumps(line) + "\\n")
+
+def value(found):
+    return found if isinstance(found, (bool, int, float, str)) else str(type(found))
+"""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def started(command, ports):
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            deadline_s = time.monotonic() + 20
+            while not all(answers(port) for port in ports):
+                if process.poll() is not None or time.monotonic() > deadline_s:
+                    process.kill()
+                    pytest.skip(f"rotel does not run here: {process.communicate()[0].strip()[-300:]}")
+                time.sleep(0.02)
+            yield
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def collector(tmp_path_factory):
+    """Endpoints of a running rotel, and the file that its spans end up in."""
+    if find_spec("rotel") is None:
+        pytest.skip("the package rotel is not installed (pip install rotel==0.0.1a15)")
+    agent = Path(find_spec("rotel").origin).with_name("rotel-agent")
+    if not os.access(agent, os.X_OK):
+        pytest.skip(f"{agent} is not executable (chmod +x it)")
+    folder = tmp_path_factory.mktemp("rotel")
+    received = folder / "spans.jsonl"
+    (folder / "processor.py").write_text(PROCESSOR.format(path=str(received)), encoding="utf-8")
+    grpc_port, http_port = free_port(), free_port()
+    command = [
+        *(str(agent), "start", "--exporter", "blackhole", "--batch-timeout", "50ms"),
+        *("--otlp-grpc-endpoint", f"127.0.0.1:{grpc_port}", "--otlp-http-endpoint", f"127.0.0.1:{http_port}"),
+        *("--otlp-with-trace-processor", str(folder / "processor.py")),
+    ]
+    with started(command, (grpc_port, http_port)):
+        yield {"grpc": f"http://127.0.0.1:{grpc_port}", "http": f"http://127.0.0.1:{http_port}", "file": received}
+
+
+def arrived(file, trace_id, count):
+    deadline_s = time.monotonic() + 30
+    while time.monotonic() < deadline_s:
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        spans = [span for span in map(json.loads, lines) if span["trace"] == trace_id]
+        if len(spans) == count:
+            return {span["name"].split(" ")[0]: span for span in spans}
+        time.sleep(0.02)
+    raise TimeoutError(f"{len(spans)} of {count} spans arrived")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="rotel's wheel is for Linux")
+@pytest.mark.parametrize(("protocol", "exporter"), [("grpc", _grpc), ("http", _http)])
+def test_an_independent_collector_understands_the_spans(collector, protocol, exporter):
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter(collector[protocol], {}, 10.0)))
+    sink = SpanSink(tracer_provider=provider)
+    record = make_record(status="aborted", error_type="ValueError")
+    sink(make_result(record=record))
+    trace_id, span_id = sink.span_ids(record.request_id)
+    spans = arrived(collector["file"], trace_id, 3)
+    provider.shutdown()
+
+    root, prefill, decode = spans["text_completion"], spans["prefill"], spans["decode"]
+    assert root["span"] == prefill["parent"] == decode["parent"] == span_id
+    assert root["parent"] == ""
+    assert root["start"] == record.started_unix_ns
+    assert root["end"] - root["start"] == record.wall_ns
+    assert root["start"] <= prefill["start"] < prefill["end"] <= decode["start"] < decode["end"] <= root["end"]
+    assert root["status"] == 2
+    assert root["attributes"]["gen_ai.usage.input_tokens"] == 32
+    assert root["attributes"]["gen_ai.request.stream"] is False
+    assert root["attributes"]["gen_ai.latency.e2e"] == 0.722896
+    assert decode["attributes"]["inferscope.bound"] == "memory"

@@ -1,0 +1,261 @@
+"""Verdicts on made records: the planted cause wins, units do not matter, missing evidence gives unknown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from inferscope.analysis.diagnosis import diagnose
+from inferscope.analysis.findings import find
+from inferscope.records import PhaseLedger, QuantileSketch, Work
+from inferscope.specs import BASIS, Ceiling, CostTerms, DeviceSpec, ModelSpec, OperatorTerms
+from inferscope.testing import make_record
+
+DEVICE = DeviceSpec(
+    name="made",
+    kind="cpu",
+    compute_flops_per_s={
+        "float32": Ceiling(value=100e9, source="measured", spread=0.01),
+        "bfloat16": Ceiling(value=400e9, source="measured", spread=0.01),
+    },
+    copy_bytes_per_s=Ceiling(value=10e9, source="measured", spread=0.01),
+    gemv_bytes_per_s={"float32": Ceiling(value=9e9, source="measured", spread=0.01)},
+    cache_bytes_per_s=Ceiling(value=100e9, source="measured", spread=0.01),
+    cache_bytes=1_000_000,
+    dispatch_ns=Ceiling(value=1_000.0, source="measured", spread=0.01),
+    module_op_ns=Ceiling(value=1_500.0, source="measured", spread=0.01),
+)
+
+
+def constant(value):
+    return (value, *[0] * (len(BASIS) - 1))
+
+
+def model(*, flops=0, weight_bytes=0, activation_bytes=0, calls=1, device="cpu"):
+    """A model whose every pass costs the same."""
+    terms = OperatorTerms(
+        group="linear 1x1",
+        regime="decode",
+        calls=constant(calls),
+        launches=constant(calls),
+        flops=constant(flops),
+        flops_full=constant(flops),
+        weight_bytes=constant(weight_bytes),
+        activation_bytes=constant(activation_bytes),
+        executed_bytes=constant(weight_bytes + activation_bytes),
+    )
+    every = tuple(replace(terms, regime=regime) for regime in ("prefill", "decode", "continuation"))
+    cost = CostTerms(operators=every, kv_bytes_per_token=0, logits_bytes=0, supports_logits_to_keep=True)
+    return ModelSpec(name="made", model_class="Made", dtype="float32", device=device, cost=cost)
+
+
+def record(spec, *, forward_ns, between_ns=0, passes=10, phase="decode", deliver_ns=0, pass_ns=None):
+    source = make_record().phase("decode")
+    ledger = PhaseLedger(
+        issue_ns=passes * forward_ns,
+        select_ns=passes * between_ns,
+        wait_ns=0,
+        deliver_ns=passes * deliver_ns,
+        offcpu_ns=0,
+        gc_ns=0,
+    )
+    made = replace(
+        source,
+        name=phase,
+        start_ns=0,
+        end_ns=ledger.total_ns,
+        wall_ns=ledger.total_ns,
+        passes=passes,
+        tokens=passes,
+        pass_ns=QuantileSketch.of(pass_ns or [forward_ns] * passes),
+        worst=(),
+        ledger=ledger,
+        work=(Work(regime="decode", passes=passes, monomials=(passes, *[0] * (len(BASIS) - 1))),),
+        syncs=passes,
+    )
+    return make_record(model=spec, phases=(made,))
+
+
+def verdict(*args, device=DEVICE, **kwargs):
+    made = record(*args, **kwargs)
+    return diagnose(made, device=device).phases[0]
+
+
+def codes(*args, device=DEVICE, **kwargs):
+    made = record(*args, **kwargs)
+    return [finding.code for finding in find(made, diagnose(made, device=device))]
+
+
+COMPUTE = {"flops": 80_000_000, "weight_bytes": 2_000_000, "calls": 10}  # 0.8 ms at the roof, 0.2 ms of bytes
+MEMORY = {"flops": 1_000_000, "weight_bytes": 9_000_000, "calls": 10}  # 0.9 ms at the roof
+TINY = {"flops": 1_000, "weight_bytes": 2_000_000, "calls": 500}  # 0.2 ms of bytes, 0.75 ms of dispatch
+
+
+@pytest.mark.parametrize(
+    ("work", "forward_ns", "between_ns", "bound"),
+    [
+        (COMPUTE, 1_000_000, 10_000, "compute"),
+        (MEMORY, 1_000_000, 10_000, "memory"),
+        (TINY, 1_000_000, 10_000, "overhead"),
+        ({"flops": 1_000, "weight_bytes": 900_000, "calls": 1}, 11_000, 0, "cache"),
+        (MEMORY, 5_000_000, 10_000, "inefficient"),
+        (COMPUTE, 1_000_000, 3_000_000, "overhead"),
+    ],
+)
+def test_the_planted_cause_is_the_verdict(work, forward_ns, between_ns, bound):
+    found = verdict(model(**work), forward_ns=forward_ns, between_ns=between_ns)
+    assert (found.bound, found.confidence) == (bound, "high"), found.reasons
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+    assert {row.metric for row in found.evidence} >= {"achieved_flops_per_s", "achieved_bytes_per_s"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "device", "reason"),
+    [
+        (replace(model(**COMPUTE), cost=None, cost_note="counted nothing"), DEVICE, "counted nothing"),
+        (model(**COMPUTE), None, "calibrate"),
+        (model(**COMPUTE), DeviceSpec(name="bare", kind="cpu"), "no compute ceiling"),
+        (replace(model(**COMPUTE), dtype="float16"), DEVICE, "float16"),
+        (model(**COMPUTE, device="cuda:0"), DEVICE, "device time was not measured"),
+    ],
+)
+def test_missing_evidence_gives_unknown_with_the_reason(spec, device, reason):
+    found = verdict(spec, forward_ns=1_000_000, device=device)
+    assert (found.bound, found.confidence, found.shares) == ("unknown", "low", {})
+    assert reason in found.reasons[0]
+    assert found.mfu is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"work": {**COMPUTE, "flops": 52_000_000, "calls": 300}}, "balanced"),
+        ({"forward_ns": 500_000}, "faster than the measured roofs"),
+        ({"pass_ns": [1_000_000] * 8 + [9_000_000] * 2}, "spread"),
+        ({"device": replace(DEVICE, copy_bytes_per_s=Ceiling(value=10e9, source="datasheet"))}, "datasheet"),
+    ],
+)
+def test_doubt_lowers_the_confidence_and_says_why(change, reason):
+    options = {"forward_ns": 1_000_000, "device": DEVICE, **change}
+    found = verdict(model(**options.pop("work", COMPUTE)), **options)
+    assert found.confidence == "low"
+    assert any(reason in text for text in found.reasons), found.reasons
+
+
+def test_a_beaten_roof_is_scaled_so_that_shares_stay_shares():
+    found = verdict(model(**COMPUTE), forward_ns=400_000)
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+    assert found.roof_share > 1
+
+
+amounts = st.integers(1, 10**9)
+
+
+@given(flops=amounts, extra=amounts, weight_bytes=amounts, calls=st.integers(1, 5000), forward_ns=amounts)
+def test_more_flops_at_equal_bytes_never_move_compute_to_memory(flops, extra, weight_bytes, calls, forward_ns):
+    before = verdict(model(flops=flops, weight_bytes=weight_bytes, calls=calls), forward_ns=forward_ns)
+    assume(before.bound == "compute")
+    after = verdict(model(flops=flops + extra, weight_bytes=weight_bytes, calls=calls), forward_ns=forward_ns)
+    assert after.bound == "compute"
+
+
+@given(flops=amounts, weight_bytes=amounts, calls=st.integers(1, 5000), forward_ns=amounts, between_ns=amounts)
+def test_shares_sum_to_one_and_none_is_negative(flops, weight_bytes, calls, forward_ns, between_ns):
+    found = verdict(
+        model(flops=flops, weight_bytes=weight_bytes, calls=calls), forward_ns=forward_ns, between_ns=between_ns
+    )
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+    assert min(found.shares.values()) >= 0
+    assert found.shares[found.bound] == max(found.shares.values())
+
+
+@given(
+    flops=amounts,
+    weight_bytes=st.integers(2_000_000, 10**9),
+    calls=st.integers(1, 5000),
+    forward_ns=amounts,
+    scale=st.integers(2, 1000),
+)
+def test_a_slower_machine_in_every_respect_has_the_same_verdict(flops, weight_bytes, calls, forward_ns, scale):
+    """Time is relative: stretching every duration and every ceiling alike must change nothing."""
+    slow = replace(
+        DEVICE,
+        compute_flops_per_s={
+            name: replace(peak, value=peak.value / scale) for name, peak in DEVICE.compute_flops_per_s.items()
+        },
+        copy_bytes_per_s=replace(DEVICE.copy_bytes_per_s, value=DEVICE.copy_bytes_per_s.value / scale),
+        gemv_bytes_per_s={},
+        dispatch_ns=replace(DEVICE.dispatch_ns, value=DEVICE.dispatch_ns.value * scale),
+        module_op_ns=replace(DEVICE.module_op_ns, value=DEVICE.module_op_ns.value * scale),
+    )
+    spec = model(flops=flops, weight_bytes=weight_bytes, calls=calls)
+    fast = verdict(spec, forward_ns=forward_ns, device=replace(DEVICE, gemv_bytes_per_s={}))
+    stretched = verdict(spec, forward_ns=forward_ns * scale, device=slow)
+    assert stretched.shares == pytest.approx(fast.shares, rel=1e-9, abs=1e-12)
+
+
+def test_weight_bound_decode_fires_and_stays_silent():
+    assert "decode-weight-bound" in codes(model(**MEMORY), forward_ns=1_000_000)
+    assert "decode-weight-bound" not in codes(model(**COMPUTE), forward_ns=1_000_000)
+    activations = {"flops": 1_000_000, "weight_bytes": 3_000_000, "activation_bytes": 6_000_000}
+    assert "decode-weight-bound" not in codes(model(**activations), forward_ns=1_000_000)
+
+
+def test_compute_bound_prefill_fires_and_stays_silent():
+    assert "prefill-compute-bound" in codes(model(**COMPUTE), forward_ns=1_000_000, phase="prefill")
+    assert "prefill-compute-bound" not in codes(model(**COMPUTE), forward_ns=1_000_000, phase="decode")
+    assert "prefill-compute-bound" not in codes(model(**MEMORY), forward_ns=1_000_000, phase="prefill")
+
+
+def test_a_faster_dtype_is_only_promised_where_one_was_measured():
+    one_dtype = replace(DEVICE, compute_flops_per_s={"float32": DEVICE.compute_flops_per_s["float32"]})
+    for device, severity in ((DEVICE, "OPT"), (one_dtype, "INFO")):
+        made = record(model(**COMPUTE), forward_ns=1_000_000, phase="prefill")
+        finding = find(made, diagnose(made, device=device))[0]
+        assert (finding.code, finding.severity) == ("prefill-compute-bound", severity)
+        assert (finding.saves is None) == (severity == "INFO")
+
+
+def test_overhead_bound_fires_inside_forwards_and_python_between_them():
+    inside = codes(model(**TINY), forward_ns=1_000_000)
+    assert "overhead-bound-passes" in inside
+    assert "python-between-passes" not in inside
+    between = codes(model(**COMPUTE), forward_ns=1_000_000, between_ns=3_000_000)
+    assert "python-between-passes" in between
+    assert "overhead-bound-passes" not in between
+
+
+def test_a_slow_streamer_is_named():
+    made = record(model(**COMPUTE), forward_ns=1_000_000, deliver_ns=900_000)
+    finding = next(
+        entry for entry in find(made, diagnose(made, device=DEVICE)) if entry.code == "python-between-passes"
+    )
+    assert "the streamer" in finding.claim
+
+
+def test_kernel_inefficient_fires_and_stays_silent():
+    assert "kernel-inefficient" in codes(model(**MEMORY), forward_ns=5_000_000)
+    assert "kernel-inefficient" not in codes(model(**MEMORY), forward_ns=1_000_000)
+
+
+def test_sync_per_token_is_only_worth_knowing_on_a_cpu_and_silent_without_marks():
+    made = record(model(**MEMORY), forward_ns=1_000_000)
+    finding = next(entry for entry in find(made, diagnose(made, device=DEVICE)) if entry.code == "sync-per-token")
+    assert finding.severity == "INFO"
+    phase = replace(made.phases[0], syncs=None)
+    silent = make_record(model=made.model, phases=(phase,))
+    assert "sync-per-token" not in [entry.code for entry in find(silent, diagnose(silent, device=DEVICE))]
+
+
+def test_findings_are_ranked_by_what_they_save_of_the_request():
+    made = record(model(**TINY), forward_ns=1_000_000, between_ns=500_000)
+    found = find(made, diagnose(made, device=DEVICE))
+    shares = [finding.saves.request_share for finding in found if finding.saves is not None]
+    assert shares == sorted(shares, reverse=True)
+    assert found[-1].severity == "INFO"
+    for finding in found:
+        if finding.saves is not None:
+            assert 0 <= finding.saves.low <= finding.saves.request_share <= finding.saves.high <= 1

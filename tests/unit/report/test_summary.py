@@ -1,0 +1,39 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferscope.report.plain import bar, phase_labels
+from inferscope.report.summary import KINDS, Segment, bar_cells, segments
+from inferscope.testing import make_record
+
+PARTS = st.lists(
+    st.builds(
+        Segment,
+        phase=st.sampled_from(["", "prefill", "decode"]),
+        kind=st.sampled_from(sorted(KINDS)),
+        time_ns=st.one_of(st.none(), st.integers(-10, 10**12)),
+        share=st.none(),
+    ),
+    max_size=20,
+)
+
+
+@given(PARTS, st.integers(1, 200))
+def test_the_bar_fills_its_width_in_proportion(parts, width):
+    cells = bar_cells(parts, width)
+    sizes = [max(part.time_ns or 0, 0) for part in parts]
+    assert len(cells) == len(parts)
+    assert sum(cells) == (width if sum(sizes) else 0)
+    for size, cell in zip(sizes, cells, strict=True):
+        # Each border is rounded to the nearest cell: a stretch is off by less than one.
+        assert cell >= 0
+        assert not sum(sizes) or abs(cell - width * size / sum(sizes)) <= 1 + 1e-9
+
+
+@given(PARTS, st.integers(1, 200))
+def test_labels_are_as_wide_as_the_bar(parts, width):
+    assert len(phase_labels(parts, width)) == sum(size for _, size in bar(parts, width))
+
+
+def test_the_segments_are_the_whole_request():
+    record = make_record()
+    assert sum(part.time_ns or 0 for part in segments(record)) == record.wall_ns
