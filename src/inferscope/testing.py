@@ -29,7 +29,7 @@ from inferscope.records import (
     Work,
     WorstPass,
 )
-from inferscope.specs import Ceiling, DeviceSpec, ModelSpec
+from inferscope.specs import Ceiling, DeviceSpec, ModelSpec, monomials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -198,7 +198,7 @@ def _prefill() -> PhaseRecord:
         pass_ns=QuantileSketch.of([_PREFILL_PASS_NS]),
         worst=(),
         ledger=ledger,
-        work=(Work(regime="prefill", passes=1, monomials=(1, 32, 32, 1, 32, 32, 1024, 1024, 1)),),
+        work=(Work(regime="prefill", passes=1, monomials=monomials(1, 32, 0, 1)),),
         device=DeviceTime(low_ns=9_000, high_ns=_PREFILL_PASS_NS, provenance="bound"),
         syncs=1,
     )
@@ -215,7 +215,7 @@ def _decode() -> PhaseRecord:
         gc_ns=5_900_000,
     )
     start_ns = _prefill().end_ns
-    kv_len = sum(range(33, 33 + passes))
+    per_pass = (monomials(1, 1, past_len, 1) for past_len in range(32, 32 + passes))
     return PhaseRecord(
         name="decode",
         start_ns=start_ns,
@@ -230,7 +230,7 @@ def _decode() -> PhaseRecord:
             Work(
                 regime="decode",
                 passes=passes,
-                monomials=(passes, passes, kv_len, passes, passes, kv_len, kv_len, kv_len, passes),
+                monomials=tuple(map(sum, zip(*per_pass, strict=True))),
             ),
         ),
         device=DeviceTime(low_ns=120_000, high_ns=ledger.issue_ns, provenance="bound"),

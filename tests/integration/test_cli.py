@@ -155,16 +155,22 @@ def test_the_traceback_can_be_asked_for(monkeypatch):
 def stored(tmp_path):
     """A cache folder that holds a calibration of this machine, made up, and what stands in it."""
     identity = probe.identify("cpu")
+
+    def made_up(value):
+        return Ceiling(value=value, source="measured", spread=0.01, note="made up")
+
     device = replace(
         identity,
-        compute_flops_per_s={
-            dtype: Ceiling(value=2e11, source="measured", spread=0.01, note="made up")
-            for dtype in ("bfloat16", "float32")
-        },
-        copy_bytes_per_s=Ceiling(value=3e10, source="measured", spread=0.02, note="made up"),
+        compute_flops_per_s={"bfloat16": made_up(8e11), "float32": made_up(2e11)},
+        gemv_bytes_per_s={"bfloat16": made_up(2e10), "float32": made_up(2e10)},
+        copy_bytes_per_s=made_up(3e10),
+        cache_bytes_per_s=made_up(1.5e11),
+        dispatch_ns=made_up(900.0),
+        module_op_ns=made_up(1600.0),
+        sync_ns=made_up(120.0),
         torch_version=str(torch.__version__),
         measured_unix_ns=1_789_000_000_000_000_000,
-        rejected=("copy inside the cache: never steady",),
+        rejected=("a ceiling of old: never steady",),
     )
     path = calibration_file.file_of(tmp_path / "calibration", identity.key)
     calibration_file.write(
@@ -189,8 +195,8 @@ def test_calibrate_shows_what_is_stored_as_a_table(stored):
     assert (done.returncode, done.stderr) == (0, "")
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["compute", "float32", "200", "GFLOP/s", "measured", "1.00", "%", "made", "up"] in rows
-    assert ["memory", "copy", "30.0", "GB/s", "measured", "2.00", "%", "made", "up"] in rows
-    assert "rejected: copy inside the cache: never steady" in done.stdout
+    assert ["memory", "copy", "30.0", "GB/s", "measured", "1.00", "%", "made", "up"] in rows
+    assert "rejected: a ceiling of old: never steady" in done.stdout
     assert device.name in done.stdout
 
 

@@ -171,6 +171,16 @@ def test_plain_text_needs_no_rich():
     assert "decode" in done.stdout
 
 
+def test_a_roof_from_a_datasheet_is_told_from_a_measured_one():
+    result = make_result()
+    result = replace(result, diagnosis=replace(result.diagnosis, device=DEVICE))
+    narrow = {line.split("  ")[0]: line.split()[-1] for line in to_text(result, width=60).splitlines() if line}
+    wide = {line.split("  ")[0]: line.split()[-1] for line in to_text(result, width=100).splitlines() if line}
+    assert wide["share of roof"] == wide["MFU"] == "analytic/datasheet+measured"
+    assert narrow["share of roof"] == narrow["MFU"] == "a/d+m"
+    assert narrow["time"] == "m"
+
+
 def test_a_device_without_ceilings_says_what_to_do():
     text = render_device(DeviceSpec(name="[red]X", kind="cpu"), width=80)
     assert "[red]X" in text
