@@ -93,7 +93,6 @@ class _Pipeline:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="inferscope", daemon=True)
                 self._thread.start()
-                atexit.register(self._drain_at_exit)
 
     def _run(self) -> None:
         while True:
@@ -105,6 +104,11 @@ class _Pipeline:
             finally:
                 session._done()  # noqa: SLF001 - the other half of one mechanism
                 del session, raw
+
+    def drain_first_at_exit(self) -> None:
+        """Wait for queued results at the interpreter's end, before the tracer providers known by now shut down."""
+        atexit.unregister(self._drain_at_exit)
+        atexit.register(self._drain_at_exit)
 
     def _drain_at_exit(self) -> None:
         deadline = time.monotonic() + EXIT_WAIT_S
@@ -164,6 +168,7 @@ class Session:
         self._depth += 1
         if self._depth == 1 and not self._settings.disabled:
             self._attachment = intercept.attach(self._model, _Inbox(self, self._settings))
+            _PIPELINE.drain_first_at_exit()
         return self
 
     def __exit__(

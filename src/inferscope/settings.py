@@ -33,9 +33,7 @@ VARIABLES = (
         default="~/.cache/inferscope",
         meaning="Where calibrations, operator costs and converted demo weights are kept.",
     ),
-    Variable(
-        name="INFERSCOPE_KEEP_RESULTS", default="256", meaning="How many results a session keeps, oldest out."
-    ),
+    Variable(name="INFERSCOPE_KEEP_RESULTS", default="256", meaning="How many results a session keeps, oldest out."),
     Variable(
         name="INFERSCOPE_RAISE",
         default="0",

@@ -297,7 +297,7 @@ def test_an_endpoint_that_is_no_address_is_refused(endpoint):
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "nan", "inf"])
 def test_a_time_limit_that_is_none_is_refused(seconds, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", seconds)
-    with pytest.raises(SettingError, match="OTEL_EXPORTER_OTLP_TIMEOUT=.*: expected seconds"):
+    with pytest.raises(SettingError, match=r"OTEL_EXPORTER_OTLP_TIMEOUT=.*: expected seconds"):
         setup(endpoint="http://127.0.0.1:4317")
 
 

@@ -176,9 +176,7 @@ REQUEST_START: tuple[Attribute[RequestSubject], ...] = (
         _get(f"{_R}.options.temperature"),
     ),
     Attribute("gen_ai.request.top_p", "double", "1", "Nucleus share, where set.", _get(f"{_R}.options.top_p")),
-    Attribute(
-        "gen_ai.request.top_k", "int", "{token}", "Candidates, where set.", _get(f"{_R}.options.top_k")
-    ),
+    Attribute("gen_ai.request.top_k", "int", "{token}", "Candidates, where set.", _get(f"{_R}.options.top_k")),
     Attribute(
         "gen_ai.request.stream", "boolean", "", "Whether a streamer was given.", _get(f"{_R}.options.streaming")
     ),
@@ -277,9 +275,7 @@ REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
         "inferscope.ledger.setup", "double", "s", "`generate`'s entry to the first forward.",
         _seconds(f"{_R}.ledger.setup_ns"),
     ),
-    Attribute(
-        "inferscope.ledger.tail", "double", "s", "After the last token.", _seconds(f"{_R}.ledger.tail_ns")
-    ),
+    Attribute("inferscope.ledger.tail", "double", "s", "After the last token.", _seconds(f"{_R}.ledger.tail_ns")),
     Attribute(
         "inferscope.ledger.residual", "double", "s", "What could not be placed.",
         _seconds(f"{_R}.ledger.residual_ns"),

@@ -1,5 +1,6 @@
 import io
 
+import pytest
 from rich.console import Console
 
 from inferscope.report.progress import progress
@@ -22,12 +23,12 @@ def test_on_a_terminal_a_bar_is_drawn_and_nothing_stays():
     assert out.getvalue().endswith("\x1b[1A\x1b[2K")  # up one line and erase it
 
 
+def _fail_inside():
+    with progress(Console(file=io.StringIO(), force_terminal=True)) as tell:
+        tell("loading", None)
+        raise ValueError("theirs")
+
+
 def test_a_failure_inside_passes_through():
-    try:
-        with progress(Console(file=io.StringIO(), force_terminal=True)) as tell:
-            tell("loading", None)
-            raise ValueError("theirs")  # noqa: TRY301 - what this test is about
-    except ValueError as error:
-        assert str(error) == "theirs"
-    else:
-        raise AssertionError("the error was swallowed")
+    with pytest.raises(ValueError, match="theirs"):
+        _fail_inside()
