@@ -2,18 +2,19 @@
 
     python benchmarks/overhead.py [--rounds N]
 
-Three variants take turns on the same model: bare, bare again, traced. The difference between the two bare ones is
-what this machine cannot resolve. `after` is the time on the calling thread from the streamer's end to the return of
-generate. The background thread is drained between rounds, and its time is reported by itself.
+Three copies of a model take turns: bare, bare again, traced. The difference between the two bare ones is what this
+machine cannot resolve. `after` is the time on the calling thread from the streamer's end to the return of generate,
+in requests of their own. The background thread is drained between turns, and its time is reported by itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -22,10 +23,15 @@ import inferscope
 from inferscope.experiments.models import load
 from machine import spread, write
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 VARIANTS = ("bare", "bare again", "traced")
+
+
+WARM_UP = 3
+
+
+def prompt(vocabulary: int) -> torch.Tensor:
+    """Sixteen random tokens."""
+    return torch.randint(10, vocabulary, (1, 16))
 
 
 class EndStamp:
@@ -58,68 +64,59 @@ def tiny_llama() -> Any:  # noqa: ANN401 - a transformers model
     return model
 
 
-def once(model: Any, ids: torch.Tensor, tokens: int) -> tuple[int, int]:  # noqa: ANN401 - a transformers model
-    """Wall of one generate and its time after the streamer's end, both in nanoseconds."""
-    stamp = EndStamp()
+def once(model: Any, ids: torch.Tensor, tokens: int, streamer: EndStamp | None = None) -> int:  # noqa: ANN401 - a model
+    """Wall of one generate; with a streamer, only what follows its end. In nanoseconds."""
     started = time.perf_counter_ns()
-    model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, streamer=stamp)
+    model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, streamer=streamer)
     returned = time.perf_counter_ns()
-    return returned - started, returned - stamp.ended_ns
+    return returned - (started if streamer is None else streamer.ended_ns)
 
 
-def measure(model: Any, ids: torch.Tensor, tokens: int, rounds: int) -> dict[str, Any]:  # noqa: ANN401 - as above
-    """Interleave the variants and report medians, per pass and per request."""
+def measure(models: dict[str, Any], ids: torch.Tensor, tokens: int, rounds: int) -> dict[str, Any]:
+    """Interleave three copies of one model, of which one is traced throughout, and report medians."""
     walls: dict[str, list[int]] = {name: [] for name in VARIANTS}
     after: dict[str, list[int]] = {name: [] for name in VARIANTS}
     drained: list[float] = []
     own: list[float] = []
-    session = inferscope.trace(model, sinks=())
-    with session:  # the first request counts the operators: not part of the cost per request
-        once(model, ids, 2)
-    session.wait()
-
-    def traced() -> tuple[int, int]:
-        with session:
-            times = once(model, ids, tokens)
-        started = time.perf_counter_ns()
+    with inferscope.trace(models["traced"], sinks=()) as session:
+        once(models["traced"], ids, 2)  # the first request counts the operators: not part of the cost per request
         session.wait()
-        drained.append((time.perf_counter_ns() - started) / 1e3)
-        own.append(session.last.record.ledger.self_ns / tokens / 1e3)
-        return times
-
-    runs: dict[str, Callable[[], tuple[int, int]]] = {name: lambda: once(model, ids, tokens) for name in VARIANTS}
-    runs["traced"] = traced
-    gc.collect()
-    for turn in range(rounds + 3):
-        order = VARIANTS[turn % 3 :] + VARIANTS[: turn % 3]
-        for name in order:
-            wall, rest = runs[name]()
-            if turn >= 3:
-                walls[name].append(wall)
-                after[name].append(rest)
+        gc.collect()
+        for turn in range(rounds + WARM_UP):
+            order = VARIANTS[turn % 3 :] + VARIANTS[: turn % 3]
+            for name in order:
+                wall = once(models[name], ids, tokens)
+                started = time.perf_counter_ns()
+                session.wait()
+                if turn >= WARM_UP:
+                    walls[name].append(wall)
+                    if name == "traced":
+                        drained.append((time.perf_counter_ns() - started) / 1e3)
+                        own.append(session.last.record.ledger.self_ns / tokens / 1e3)
+        for turn in range(max(rounds // 2, 10)):
+            for name in VARIANTS[turn % 3 :] + VARIANTS[: turn % 3]:
+                after[name].append(once(models[name], ids, 8, EndStamp()))
+                session.wait()
     return report(walls, after, drained, own, tokens)
 
 
 def report(
     walls: dict[str, list[int]], after: dict[str, list[int]], drained: list[float], own: list[float], tokens: int
 ) -> dict[str, Any]:
-    """Paired differences per round, so that a slow minute of the machine hits all variants."""
+    """Medians, and paired differences per round, so that a slow minute of the machine hits all variants."""
 
     def paired(name: str) -> list[float]:
         return [(a - b) / tokens / 1e3 for a, b in zip(walls[name], walls["bare"], strict=True)]
 
-    bare_pass_us = statistics.median(walls["bare"]) / tokens / 1e3
-    added = statistics.median(walls["traced"]) - statistics.median(walls["bare"])
-    noise = statistics.median(walls["bare again"]) - statistics.median(walls["bare"])
+    bare_ns = statistics.median(walls["bare"])
+    added, noise = spread(paired("traced")), spread(paired("bare again"))
     return {
         "tokens_per_request": tokens,
-        "bare_us_per_pass": bare_pass_us,
-        "added_us_per_pass": added / tokens / 1e3,
-        "added_us_per_pass_paired": spread(paired("traced")),
-        "noise_us_per_pass": noise / tokens / 1e3,
-        "noise_us_per_pass_paired": spread(paired("bare again")),
-        "added_share": added / statistics.median(walls["bare"]),
-        "noise_share": noise / statistics.median(walls["bare"]),
+        "bare_us_per_pass": bare_ns / tokens / 1e3,
+        "added_us_per_pass": added,
+        "noise_us_per_pass": noise,
+        "added_share": added["median"] * tokens * 1e3 / bare_ns,
+        "noise_share": noise["median"] * tokens * 1e3 / bare_ns,
         "self_us_per_pass": spread(own),
         "after_last_token_us": {name: spread([value / 1e3 for value in values]) for name, values in after.items()},
         "background_us_per_request": spread(drained),
@@ -133,15 +130,17 @@ def main() -> None:
     parser.add_argument("--out", default="overhead-cpu")
     options = parser.parse_args()
     with torch.inference_mode():
-        tiny = measure(tiny_llama(), torch.randint(1, 1000, (1, 16)), 64, options.rounds)
-        smollm2 = load(None).model
-        real = measure(smollm2, torch.randint(10, 1000, (1, 16)), 24, max(options.rounds // 6, 8))
+        tiny = measure({name: tiny_llama() for name in VARIANTS}, prompt(1000), 256, options.rounds)
+        weights = load(None).model
+        smollm2 = {name: weights if name == "traced" else copy.deepcopy(weights) for name in VARIANTS}
+        real = measure(smollm2, prompt(40_000), 24, max(options.rounds // 4, 8))
     for name, result in (("tiny Llama", tiny), ("SmolLM2-135M", real)):
+        added, noise, after = (result[key] for key in ("added_us_per_pass", "noise_us_per_pass", "after_last_token_us"))
         print(
-            f"{name}: bare {result['bare_us_per_pass']:.1f} us/pass, traced {result['added_us_per_pass']:+.2f} us/pass "
-            f"({100 * result['added_share']:+.2f} %), bare again {result['noise_us_per_pass']:+.2f} us/pass; after the "
-            f"last token {result['after_last_token_us']['traced']['median']:.0f} us traced, "
-            f"{result['after_last_token_us']['bare']['median']:.0f} us bare"
+            f"{name}: bare {result['bare_us_per_pass']:.1f} us/pass, traced {added['median']:+.1f} "
+            f"({100 * result['added_share']:+.2f} %), bare again {noise['median']:+.1f} "
+            f"({100 * result['noise_share']:+.2f} %); after the last token {after['traced']['median']:.0f} us traced, "
+            f"{after['bare']['median']:.0f} us bare"
         )
     write(options.out, {"tiny_llama": tiny, "smollm2": real})
 

@@ -125,9 +125,8 @@ def main() -> None:
                 print(f"    {entry['metric']} {entry['value']:.4g} against {entry['threshold']} ({entry['note']})")
     print("prefill MFU", [round(value, 3) for value in results["smollm2"]["prefill_mfu"]])
     for row in results["delays"]:
-        print(
-            f"delay {row['taken_us']:.0f} us -> select +{row['recovered_us']:.0f} us ({100 * row['error_share']:+.1f} %)"
-        )
+        taken, recovered, error = row["taken_us"], row["recovered_us"], 100 * row["error_share"]
+        print(f"delay {taken:.0f} us -> select +{recovered:.0f} us ({error:+.1f} %)")
     write("verdicts-cpu", results)
 
 

@@ -6,6 +6,7 @@ would print to standard output, which belongs to the host: a plain line on stand
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -48,10 +49,8 @@ def warn(slug: str, message: str, **facts: object) -> bool:
         if slug in _said:
             return False
         _said.add(slug)
-    try:
+    with contextlib.suppress(Exception):  # a broken log configuration must not reach the host
         logger().warning(message, slug=slug, **facts)
-    except Exception:  # noqa: BLE001, S110 - a broken log configuration must not reach the host
-        pass
     return True
 
 

@@ -186,7 +186,7 @@ class PhaseLedger:
         select_ns: Between forwards: logits processors, sampling, input preparation, stopping criteria.
         wait_ns: Inside the per-token host read; None where there is no such mark (it is in `select_ns` then).
         deliver_ns: Inside the streamer.
-        offcpu_ns: Overlay: forward time in which this thread did not run on a CPU; None where unknown.
+        offcpu_ns: Overlay: time in which this thread did not run on a CPU; None where unknown.
         gc_ns: Overlay: pauses of Python's garbage collector on this thread.
     """
 

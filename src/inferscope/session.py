@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import functools
 import inspect
-import queue
 import threading
 import time
 import weakref
@@ -48,6 +47,10 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 
 QUEUE_LENGTH = 1024
 """Finished requests that may wait for the background thread."""
+LOOK_S = 0.05
+"""How often the background thread looks for finished requests while sessions are open."""
+BREATH_S = 0.001
+"""How long it pauses between two stretches of work while a request is running."""
 IDLE_WAIT_S = 2.0
 """How long counting operators waits for a moment without a running request before it goes on regardless."""
 EXIT_WAIT_S = 5.0
@@ -64,39 +67,73 @@ class Result(verdict.Result):
 
 
 class _Pipeline:
-    """The background thread and its bounded queue, one per process, started with the first result."""
+    """The background thread and its bounded queue, one per process, started with the first session.
+
+    Handing over must not wake the thread: a thread that is woken takes the interpreter from the one that has just
+    finished its request, for milliseconds. It looks for work by itself instead, at once only where somebody waits.
+    """
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[tuple[Session, RawRequest]] = queue.Queue(QUEUE_LENGTH)
+        self._queue: deque[tuple[Session, RawRequest]] = deque()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._hurry = False
+        self._sessions = 0
+        self._busy = False
         self.dropped = 0
 
-    def submit(self, session: Session, raw: RawRequest) -> bool:
-        """Queue a request; False where it had to be dropped. Never blocks."""
-        if self._thread is None:
-            self._start()
-        try:
-            self._queue.put_nowait((session, raw))
-        except queue.Full:
-            self.dropped += 1
-            notices.warn(
-                "results-dropped",
-                "requests finish faster than results are made: some results are dropped",
-                queue_length=QUEUE_LENGTH,
-            )
-            return False
-        return True
-
-    def _start(self) -> None:
+    def open(self) -> None:
+        """A session begins: look for work until it ends."""
         with self._lock:
+            self._sessions += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="inferscope", daemon=True)
                 self._thread.start()
+            # Last in, first out: results must be made before the tracer providers known by now shut down.
+            atexit.unregister(self._drain_at_exit)
+            atexit.register(self._drain_at_exit)
+        self._wake.set()
+
+    def close(self) -> None:
+        """A session ends; what it has queued is still worked off."""
+        with self._lock:
+            self._sessions -= 1
+
+    def submit(self, session: Session, raw: RawRequest) -> bool:
+        """Queue a request; False where it had to be dropped. Takes a microsecond and wakes nobody."""
+        if len(self._queue) < QUEUE_LENGTH:
+            self._queue.append((session, raw))
+            return True
+        self.dropped += 1
+        notices.warn(
+            "results-dropped",
+            "requests finish faster than results are made: some results are dropped",
+            queue_length=QUEUE_LENGTH,
+        )
+        return False
+
+    def hurry(self) -> None:
+        """Somebody waits for a result: start now, and do not pause."""
+        self._hurry = True
+        self._wake.set()
+
+    def breathe(self) -> None:
+        """Let a running request have the interpreter between two stretches of work."""
+        if intercept.active_requests() and not self._hurry:
+            time.sleep(BREATH_S)
 
     def _run(self) -> None:
         while True:
-            session, raw = self._queue.get()
+            self._wake.wait(LOOK_S if self._sessions else None)
+            self._wake.clear()
+            self._work_off()
+            self._hurry = False
+
+    def _work_off(self) -> None:
+        while self._queue:
+            self._busy = True
+            session, raw = self._queue.popleft()
             try:
                 session._process(raw)  # noqa: SLF001 - the other half of one mechanism
             except Exception as error:  # noqa: BLE001 - the thread must survive whatever a request brings
@@ -104,20 +141,13 @@ class _Pipeline:
             finally:
                 session._done()  # noqa: SLF001 - the other half of one mechanism
                 del session, raw
-
-    def drain_first_at_exit(self) -> None:
-        """Wait for queued results at the interpreter's end, before the tracer providers known by now shut down."""
-        atexit.unregister(self._drain_at_exit)
-        atexit.register(self._drain_at_exit)
+                self._busy = False
 
     def _drain_at_exit(self) -> None:
         deadline = time.monotonic() + EXIT_WAIT_S
-        while self._queue.unfinished_tasks and time.monotonic() < deadline:
+        self.hurry()
+        while (self._queue or self._busy) and time.monotonic() < deadline:
             time.sleep(0.005)
-
-    def task_done(self) -> None:
-        """One queued request is finished."""
-        self._queue.task_done()
 
 
 _PIPELINE = _Pipeline()
@@ -168,7 +198,7 @@ class Session:
         self._depth += 1
         if self._depth == 1 and not self._settings.disabled:
             self._attachment = intercept.attach(self._model, _Inbox(self, self._settings))
-            _PIPELINE.drain_first_at_exit()
+            _PIPELINE.open()
         return self
 
     def __exit__(
@@ -179,6 +209,7 @@ class Session:
         if self._depth == 0 and self._attachment is not None:
             self._attachment.detach()
             self._attachment = None
+            _PIPELINE.close()
 
     async def __aenter__(self) -> Session:
         """Attach."""
@@ -230,6 +261,9 @@ class Session:
             Whether all are there.
         """
         with self._changed:
+            if self._pending == 0:
+                return True
+            _PIPELINE.hurry()
             return self._changed.wait_for(lambda: self._pending == 0, timeout_s)
 
     def _receive(self, raw: RawRequest) -> None:
@@ -241,8 +275,11 @@ class Session:
                 self._changed.notify_all()
 
     def _process(self, raw: RawRequest) -> None:
-        record = raw.record(_MODELS.describe(raw, self._settings.cache_dir), _versions())
+        model = _MODELS.describe(raw, self._settings.cache_dir)
+        _PIPELINE.breathe()
+        record = raw.record(model, _versions(), _PIPELINE.breathe)
         result = self._judge(record, raw.parent_context)
+        _PIPELINE.breathe()
         self._results.append(result)
         for sink in self._sinks:
             try:
@@ -267,14 +304,13 @@ class Session:
         with self._changed:
             self._pending -= 1
             self._changed.notify_all()
-        _PIPELINE.task_done()
 
 
 class _Models:
     """Descriptions and operator costs of the models seen, kept while they live."""
 
     def __init__(self) -> None:
-        self._specs: weakref.WeakKeyDictionary[Any, ModelSpec] = weakref.WeakKeyDictionary()
+        self._specs: weakref.WeakKeyDictionary[Any, tuple[object, ModelSpec]] = weakref.WeakKeyDictionary()
         self._costs: dict[str, tuple[CostTerms | None, str]] = {}
 
     def describe(self, raw: RawRequest, cache_dir: Path) -> ModelSpec:
@@ -282,13 +318,14 @@ class _Models:
         module = raw.module()
         if module is None:
             return ModelSpec(name="unknown", model_class="unknown", cost_note="the model was freed before its result")
+        stands = introspect.fingerprint(module)
         known = self._specs.get(module)
+        if known is not None and known[0] == stands:
+            return known[1]
         spec = introspect.describe(module)
-        if known is not None and known.digest == spec.digest:
-            return known
         terms, note = self.costs(module, spec, cache_dir)
         spec = replace(spec, cost=terms, cost_note=note)
-        self._specs[module] = spec
+        self._specs[module] = (stands, spec)
         return spec
 
     def costs(self, module: object, spec: ModelSpec, cache_dir: Path) -> tuple[CostTerms | None, str]:

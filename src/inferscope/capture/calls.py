@@ -14,9 +14,98 @@ from inferscope.records import RequestOptions
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
+__all__ = [
+    "Call",
+    "Kept",
+    "Outcome",
+    "RawCall",
+    "hold",
+    "hold_result",
+    "is_assistant",
+    "is_assisted",
+    "keep",
+    "read_call",
+    "read_result",
+]
 
-__all__ = ["Call", "Outcome", "is_assistant", "is_assisted", "read_call", "read_result"]
+
+# What is looked at, after the call. A cache or a processor is not held on to: it may be large, or expected to die.
+_OPTIONS = (
+    "assistant_early_exit",
+    "eos_token_id",
+    "generation_config",
+    "max_length",
+    "max_new_tokens",
+    "num_beams",
+    "pad_token_id",
+    "prompt_lookup_num_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+)
+_PROMPTS = ("input_ids", "inputs", "inputs_embeds", "input_features", "pixel_values")
+
+
+class Kept:
+    """A small tensor of the caller's, to be looked at after the call: copying it now would cost more than a pass.
+
+    Its version says whether it was changed in between; what was changed is not looked at.
+    """
+
+    __slots__ = ("_tensor", "_version")
+
+    def __init__(self, tensor: Any) -> None:  # noqa: ANN401 - torch is not imported here
+        """Keep a tensor that lies on the CPU; one of inference mode has no version and is copied instead."""
+        if tensor.is_inference():
+            self._version = None
+            self._tensor = tensor.numpy().copy()
+        else:
+            self._version = tensor._version  # noqa: SLF001 - torch's own way to see a change in place
+            self._tensor = tensor
+
+    def read(self) -> Any:  # noqa: ANN401 - a numpy array, or None
+        """The values as a numpy array; None where they were changed since."""
+        if self._version is None:
+            return self._tensor
+        if self._tensor._version != self._version:  # noqa: SLF001 - as above
+            return None
+        return self._tensor.detach().numpy()
+
+
+def keep(tensor: Any) -> Kept | None:  # noqa: ANN401 - a tensor or None
+    """Keep a tensor for later; None where reading it would sync the device."""
+    return Kept(tensor) if tensor is not None and tensor.device.type == "cpu" else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawCall:
+    """The arguments of a call, as far as they are looked at afterwards."""
+
+    options: dict[str, Any]
+    prompt_name: str | None
+    prompt_shape: tuple[int, ...] | None
+    decoder_len: int | None
+    prompt: Kept | None
+    has_mask: bool
+    mask: Kept | None
+    streaming: bool
+
+
+def hold(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RawCall:
+    """Hold on to what `read_call` will look at. Runs at the entry of `generate`: no tensor is read."""
+    name, tensor = _input_of(args, kwargs)
+    mask = kwargs.get("attention_mask")
+    decoder = kwargs.get("decoder_input_ids")
+    return RawCall(
+        options={key: kwargs[key] for key in _OPTIONS if key in kwargs},
+        prompt_name=name,
+        prompt_shape=tuple(tensor.shape) if tensor is not None else None,
+        decoder_len=decoder.shape[1] if decoder is not None else None,
+        prompt=keep(tensor) if mask is None and name in {"inputs", "input_ids"} else None,
+        has_mask=mask is not None,
+        mask=keep(mask),
+        streaming=kwargs.get("streamer") is not None,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,19 +138,19 @@ class Outcome:
     Attributes:
         output_len: New tokens of the longest sequence.
         rows: Result sequences.
-        tail: Copy of the new tokens, (rows, output_len), on the CPU; None where reading would sync, or where
-            the shape alone tells.
+        sequences: Prefix and new tokens, (rows, prefix + output_len); None where reading would sync.
     """
 
     output_len: int | None = None
     rows: int | None = None
-    tail: torch.Tensor | None = None
+    sequences: Kept | None = None
 
     def count(self, call: Call) -> tuple[int | None, tuple[str, ...] | None]:
         """Tokens generated over the batch, and per sequence why it ended; None where unknown."""
-        if self.output_len is None or self.tail is None:
+        values = self.sequences.read() if self.sequences is not None else None
+        if self.output_len is None or values is None:
             return (self.output_len if self.rows == 1 else None), None
-        rows = [_ended(row, call) for row in self.tail.tolist()]
+        rows = [_ended(row[len(row) - self.output_len :], call) for row in values.tolist()]
         reasons = tuple(reason for _, reason in rows if reason is not None)
         return sum(length for length, _ in rows), reasons if len(reasons) == len(rows) else None
 
@@ -82,26 +171,19 @@ def _ended(row: list[int], call: Call) -> tuple[int, str | None]:
     return length, "length" if length >= call.max_new_tokens else "stop"
 
 
-def read_call(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:  # noqa: ANN401 - any model
-    """Sizes and options of a call, from its arguments."""
-    option = _options_of(model, kwargs)
-    name, tensor = _input_of(args, kwargs)
-    batch_size = int(tensor.shape[0]) if tensor is not None else None
-    pad_id = option("pad_token_id")
+def read_call(model: Any, raw: RawCall) -> Call:  # noqa: ANN401 - any model
+    """Sizes and options of a call; runs after it."""
+    option, said = _options_of(model, raw.options)
     encoder_decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    given = kwargs.get("generation_config")
-
-    def said(key: str) -> Any:  # noqa: ANN401 - options have any type
-        value = kwargs.get(key)
-        return value if value is not None else getattr(given, key, None)
-
-    prefix_len = _prefix_len(name, tensor, kwargs, encoder_decoder=encoder_decoder)
+    prefix_len = _prefix_len(raw, encoder_decoder=encoder_decoder)
     max_new_tokens = option("max_new_tokens")
     if max_new_tokens is None and (max_length := said("max_length")) is not None and prefix_len is not None:
         max_new_tokens = max_length - prefix_len
+    eos_ids, pad_id = _ids(option("eos_token_id")), option("pad_token_id")
+    pad_id = pad_id if isinstance(pad_id, int) else None
     return Call(
-        batch_size=batch_size,
-        input_tokens=_input_tokens(name, tensor, kwargs, pad_id, option("eos_token_id")),
+        batch_size=raw.prompt_shape[0] if raw.prompt_shape else None,
+        input_tokens=_input_tokens(raw, pad_id, eos_ids),
         prefix_len=prefix_len,
         options=RequestOptions(
             max_new_tokens=said("max_new_tokens"),
@@ -109,24 +191,28 @@ def read_call(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> C
             top_p=said("top_p"),
             top_k=said("top_k"),
             num_beams=said("num_beams"),
-            streaming=kwargs.get("streamer") is not None,
+            streaming=raw.streaming,
         ),
-        eos_ids=_ids(option("eos_token_id")),
-        pad_id=pad_id if isinstance(pad_id, int) else None,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
         max_new_tokens=max_new_tokens,
     )
 
 
-def read_result(call: Call, result: Any) -> Outcome:  # noqa: ANN401 - tensor or ModelOutput
-    """Sizes of a result; its new tokens are copied only where they must be counted and lie on the CPU."""
+def hold_result(result: Any) -> tuple[tuple[int, int] | None, Kept | None]:  # noqa: ANN401 - tensor or ModelOutput
+    """Shape and tokens of what `generate` returned, for `read_result`; (None, None) where it is no tensor of rows."""
     sequences = getattr(result, "sequences", result)
     shape = getattr(sequences, "shape", None)
-    if shape is None or len(shape) != 2 or call.prefix_len is None or shape[1] < call.prefix_len:  # noqa: PLR2004 - rows, tokens
+    if shape is None or len(shape) != 2:  # noqa: PLR2004 - rows, tokens
+        return None, None
+    return (shape[0], shape[1]), keep(sequences)
+
+
+def read_result(call: Call, shape: tuple[int, int] | None, sequences: Kept | None) -> Outcome:
+    """What came back; runs after the call."""
+    if shape is None or call.prefix_len is None or shape[1] < call.prefix_len:
         return Outcome()
-    rows, output_len = int(shape[0]), int(shape[1]) - call.prefix_len
-    on_host = sequences.device.type == "cpu"
-    tail = sequences[:, call.prefix_len :].detach().clone() if on_host else None
-    return Outcome(output_len=output_len, rows=rows, tail=tail)
+    return Outcome(output_len=shape[1] - call.prefix_len, rows=shape[0], sequences=sequences)
 
 
 def is_assistant(kwargs: Mapping[str, Any]) -> bool:
@@ -143,58 +229,50 @@ def is_assisted(kwargs: Mapping[str, Any]) -> bool:
     return any(kwargs.get(key) is not None or getattr(given, key, None) is not None for key in keys)
 
 
-def _options_of(model: Any, kwargs: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a reader of options of any type
-    """A reader that looks where `generate` looks: the call, its generation_config, the model's."""
-    places = (kwargs.get("generation_config"), getattr(model, "generation_config", None))
+def _options_of(model: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:  # noqa: ANN401 - readers of any type
+    """Two readers: what is in force (the call, its generation_config, the model's), and what the caller said."""
+    given, default = options.get("generation_config"), getattr(model, "generation_config", None)
+
+    def said(key: str) -> Any:  # noqa: ANN401 - options have any type
+        value = options.get(key)
+        return value if value is not None else getattr(given, key, None)
 
     def option(key: str) -> Any:  # noqa: ANN401 - options have any type
-        if kwargs.get(key) is not None:
-            return kwargs[key]
-        return next((found for place in places if (found := getattr(place, key, None)) is not None), None)
+        value = said(key)
+        return value if value is not None else getattr(default, key, None)
 
-    return option
+    return option, said
 
 
 def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, Any]:
     if args and hasattr(args[0], "shape"):
         return "inputs", args[0]
-    for name in ("input_ids", "inputs", "inputs_embeds", "input_features", "pixel_values"):
+    for name in _PROMPTS:
         if hasattr(kwargs.get(name), "shape"):
             return name, kwargs[name]
     return None, None
 
 
-def _prefix_len(
-    name: str | None,
-    tensor: Any,  # noqa: ANN401 - a tensor or None
-    kwargs: Mapping[str, Any],
-    *,
-    encoder_decoder: bool,
-) -> int | None:
+def _prefix_len(raw: RawCall, *, encoder_decoder: bool) -> int | None:
     if encoder_decoder:
-        given = kwargs.get("decoder_input_ids")
-        return int(given.shape[1]) if given is not None else 1
-    if name == "inputs_embeds":
+        return 1 if raw.decoder_len is None else raw.decoder_len
+    if raw.prompt_name == "inputs_embeds":
         return 0
-    return int(tensor.shape[1]) if name in {"inputs", "input_ids"} and len(tensor.shape) > 1 else None
+    shape = raw.prompt_shape
+    return shape[1] if raw.prompt_name in {"inputs", "input_ids"} and shape and len(shape) > 1 else None
 
 
-def _input_tokens(
-    name: str | None,
-    tensor: Any,  # noqa: ANN401 - a tensor or None
-    kwargs: Mapping[str, Any],
-    pad_id: object,
-    eos: object,
-) -> int | None:
-    if tensor is None or name in {"input_features", "pixel_values"}:
+def _input_tokens(raw: RawCall, pad_id: int | None, eos_ids: frozenset[int]) -> int | None:
+    shape = raw.prompt_shape
+    if shape is None or len(shape) < 2 or raw.prompt_name in {"input_features", "pixel_values"}:  # noqa: PLR2004 - rows, tokens
         return None
-    mask = kwargs.get("attention_mask")
-    if mask is not None:
-        return int(mask.sum()) if mask.device.type == "cpu" else None
-    rows, length = int(tensor.shape[0]), int(tensor.shape[1])
-    if name == "inputs_embeds" or not isinstance(pad_id, int) or pad_id in _ids(eos):
-        return rows * length  # as transformers: without a mask and a pad token of its own, all is prompt
-    return int((tensor != pad_id).sum()) if tensor.device.type == "cpu" else None
+    if raw.has_mask:
+        mask = raw.mask.read() if raw.mask is not None else None
+        return None if mask is None else int(mask.sum())
+    if raw.prompt_name == "inputs_embeds" or pad_id is None or pad_id in eos_ids:
+        return shape[0] * shape[1]  # as transformers: without a mask and a pad token of its own, all is prompt
+    ids = raw.prompt.read() if raw.prompt is not None else None
+    return None if ids is None else int((ids != pad_id).sum())
 
 
 def _ids(value: object) -> frozenset[int]:

@@ -8,6 +8,7 @@ accelerate's own hook and transformers' look at the forward's signature.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
 import time
@@ -18,9 +19,9 @@ import opentelemetry.context
 import wrapt
 
 from inferscope import notices
-from inferscope.capture.calls import is_assistant, is_assisted, read_call, read_result
+from inferscope.capture.calls import hold, hold_result, is_assistant, is_assisted
 from inferscope.capture.frames import CURRENT, Flag, Frame, Mark, Request
-from inferscope.capture.resolve import RawRequest, Resolver
+from inferscope.capture.resolve import RawRequest
 from inferscope.errors import NoGenerateError, NotAModelError
 from inferscope.meters.clock import SystemClock
 from inferscope.meters.host import GcMeter
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Attachment", "Receiver", "active_requests", "attach", "target_of"]
 
 _CLOCK: Clock = SystemClock()
+_current = CURRENT.get
 _lock = threading.RLock()
 _registry: weakref.WeakKeyDictionary[object, _Hooked] = weakref.WeakKeyDictionary()
 _wraps: dict[tuple[type, str], _ClassWrap] = {}
@@ -82,7 +84,7 @@ class _Hooked:
         self.receivers: tuple[Receiver, ...] = ()
         self._handles = (
             module.register_forward_pre_hook(before_forward, with_kwargs=True, prepend=True),
-            module.register_forward_hook(after_forward, with_kwargs=True, always_call=True),
+            module.register_forward_hook(after_forward),
         )
 
     def remove(self) -> None:
@@ -101,11 +103,11 @@ class _Opened(NamedTuple):
 class _ClassWrap:
     """A wrapped class attribute and what stood there before."""
 
-    def __init__(self, owner: type, name: str, wrapper: Callable[..., Any]) -> None:
+    def __init__(self, owner: type, name: str, wrap: Callable[[Any], Any]) -> None:
         self.owner, self.name = owner, name
         self.original = owner.__dict__[name]
-        wrapt.wrap_function_wrapper(owner, name, wrapper)
-        self.ours = owner.__dict__[name]
+        self.ours = wrap(self.original)
+        setattr(owner, name, self.ours)
 
     def restore(self) -> None:
         # Somebody may have wrapped on top of us: theirs stays, and ours, gated by the registry, passes through.
@@ -129,9 +131,9 @@ def attach(model: object, receiver: Receiver) -> Attachment:
     """
     module = target_of(model)
     with _lock:
-        for owner, name, wrapper in _seams(type(module)):
+        for owner, name, wrap in _seams(type(module)):
             if (owner, name) not in _wraps:
-                _wraps[owner, name] = _ClassWrap(owner, name, wrapper)
+                _wraps[owner, name] = _ClassWrap(owner, name, wrap)
         hooked = _registry.get(module)
         if hooked is None:
             hooked = _registry[module] = _Hooked(module)
@@ -185,24 +187,21 @@ def active_requests() -> bool:
     return bool(_running)
 
 
-def _seams(model_class: type) -> list[tuple[type, str, Callable[..., Any]]]:
-    """Where transformers of this version can be wrapped: (class, attribute, wrapper)."""
-    wrappers = {
-        "generate": _around_generate,
-        "_prefill": _around_prefill,
-        "_prefill_chunking": _around_prefill,
+def _seams(model_class: type) -> list[tuple[type, str, Callable[[Any], Any]]]:
+    """Where transformers of this version can be wrapped: (class, attribute, what makes the wrap)."""
+    wraps: dict[str, Callable[[Any], Any]] = {
+        "generate": lambda original: wrapt.FunctionWrapper(original, _around_generate),
+        "_prefill": lambda original: wrapt.FunctionWrapper(original, _around_prefill),
+        "_prefill_chunking": lambda original: wrapt.FunctionWrapper(original, _around_prefill),
     }
-    seams: list[tuple[type, str, Callable[..., Any]]] = [
-        (owner, name, wrapper)
-        for owner in model_class.__mro__
-        for name, wrapper in wrappers.items()
-        if name in owner.__dict__
+    seams: list[tuple[type, str, Callable[[Any], Any]]] = [
+        (owner, name, wrap) for owner in model_class.__mro__ for name, wrap in wraps.items() if name in owner.__dict__
     ]
     try:
         stop_check = importlib.import_module("transformers.generation.utils").StopCheck
     except (ImportError, AttributeError):  # before 5.x the flag is read inline: there is no seam
         return seams
-    return [*seams, (stop_check, "__call__", _around_stop_check)]
+    return [*seams, (stop_check, "__call__", _timed_stop_check)]
 
 
 def _release_classes() -> None:
@@ -214,28 +213,28 @@ def _release_classes() -> None:
 
 def before_forward(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of traced modules."""
-    frame = CURRENT.get()
-    if frame is None or frame.request.dead:
+    frame = _current()
+    if frame is None:
         return
     try:
         if frame.module is module:
             frame.enter(args, kwargs)
-        elif module in _registry:
-            frame.enter(args, kwargs, foreign=True)
+        elif module in _registry and not frame.request.dead:
+            frame.enter(args, kwargs, Flag.FOREIGN)
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
-        _step_aside(frame.request, error)
+        _step_aside(frame, error)
 
 
-def after_forward(module: torch.nn.Module, _args: object, _kwargs: object, output: object) -> None:
-    """Forward hook of traced modules; torch calls it with no output when the forward raised."""
-    frame = CURRENT.get()
-    if frame is None or frame.request.dead:
+def after_forward(module: torch.nn.Module, _args: object, _output: object) -> None:
+    """Forward hook of traced modules. Not called where the forward raises: the frame's end closes the pass then."""
+    frame = _current()
+    if frame is None:
         return
     try:
-        if frame.module is module or module in _registry:
-            frame.leave(aborted=output is None)
+        if frame.module is module or (module in _registry and not frame.request.dead):
+            frame.leave()
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
-        _step_aside(frame.request, error)
+        _step_aside(frame, error)
 
 
 def _around_generate(
@@ -262,27 +261,32 @@ def _around_generate(
 def _around_prefill(
     wrapped: Callable[..., Any], instance: object, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - whatever the prefill returns
-    frame = CURRENT.get()
+    frame = _current()
     if frame is None or frame.module is not instance:
         return wrapped(*args, **kwargs)
-    frame.in_prefill = True
+    frame.flags |= Flag.IN_PREFILL
     try:
         return wrapped(*args, **kwargs)
     finally:
-        frame.in_prefill = False
+        frame.flags &= ~Flag.IN_PREFILL
 
 
-def _around_stop_check(
-    wrapped: Callable[..., Any], _instance: object, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:  # noqa: ANN401 - whatever the stop check returns
-    frame = CURRENT.get()
-    if frame is None or frame.request.dead or frame.base_flags & Flag.ASSISTANT:
-        return wrapped(*args, **kwargs)
-    started = _CLOCK.now_ns()
-    try:
-        return wrapped(*args, **kwargs)
-    finally:
-        _mark(frame.request, Mark.STOP, started)
+def _timed_stop_check(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The stop check with a mark. A plain function: it runs once per token, and wrapt's costs thrice as much."""
+
+    @functools.wraps(original)
+    def stop_check(self: object, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passed through
+        frame = _current()
+        if frame is None or frame.flags & Flag.ASSISTANT:
+            return original(self, *args, **kwargs)
+        started = _CLOCK.now_ns()
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            # Writing two integers cannot fail, and what a dead request holds is never read.
+            frame.request.stop_checked(started, _CLOCK.now_ns())
+
+    return stop_check
 
 
 class TimedStreamer(wrapt.ObjectProxy[Any]):
@@ -308,31 +312,22 @@ class TimedStreamer(wrapt.ObjectProxy[Any]):
         try:
             return method(*args)
         finally:
-            _mark(request, Mark.PUT, started)
+            request.marks.append((Mark.PUT, started, _CLOCK.now_ns()))
             request.in_put = False
 
 
-def _mark(request: Request, kind: int, started: int) -> None:
-    try:
-        if not request.dead:
-            request.mark((kind, started, _CLOCK.now_ns()))
-    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
-        _step_aside(request, error)
-
-
 def _collected(started: int, ended: int) -> None:
-    frame = CURRENT.get()
+    frame = _current()
     if frame is not None:
-        # Appended without folding: a collection can strike inside the fold itself.
         frame.request.marks.append((Mark.GC, started, ended))
 
 
 _GC = GcMeter(_CLOCK, _collected)
 
 
-def _step_aside(request: Request, error: Exception) -> None:
-    request.dead = True
-    request.marks.clear()
+def _step_aside(frame: Frame, error: Exception) -> None:
+    frame.request.dead = True
+    frame.module = None
     notices.fault("capture-failed", error)
 
 
@@ -355,7 +350,7 @@ def _open(
             kwargs = {**kwargs, "streamer": TimedStreamer(kwargs["streamer"], raw.request)}
         opened = _Opened(Frame(raw.request, instance, flags=flags), raw, hooked.receivers)
         _running.add(raw.request)
-        raw.resolver.begin(_CLOCK.now_ns())
+        raw.request.started_ns = _CLOCK.now_ns()
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         notices.fault("capture-failed", error)
         return None, kwargs
@@ -366,13 +361,12 @@ def _open(
 def _open_request(
     entered: int, hooked: _Hooked, instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> RawRequest:
-    resolver = Resolver(entered, keep_samples=any(receiver.keep_samples for receiver in hooked.receivers))
     return RawRequest(
-        request=Request(entered_ns=entered, started_unix_ns=time.time_ns(), fold=resolver.feed, clock=_CLOCK),
-        resolver=resolver,
-        call=read_call(instance, args, kwargs),
-        module=weakref.ref(instance),
+        Request(entered_ns=entered, started_unix_ns=time.time_ns(), clock=_CLOCK),
+        hold(args, kwargs),
+        weakref.ref(instance),
         parent_context=opentelemetry.context.get_current(),
+        keep_samples=any(receiver.keep_samples for receiver in hooked.receivers),
     )
 
 
@@ -388,8 +382,9 @@ def _close(opened: _Opened, returned: int, result: object, error_type: str | Non
         if request.dead:
             return
         raw.error_type = error_type
-        raw.outcome = read_result(raw.call, result)
+        raw.result_shape, raw.result = hold_result(result)
         request.returned_ns = returned
+        request.cpu_ns = _CLOCK.thread_cpu_ns()
         request.left_ns = _CLOCK.now_ns()
         for receiver in opened.receivers:
             receiver(raw)

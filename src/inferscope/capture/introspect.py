@@ -23,7 +23,7 @@ from inferscope.specs import BASIS, CostTerms, ModelSpec, OperatorTerms
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["count", "describe", "load_cost", "store_cost"]
+__all__ = ["count", "describe", "fingerprint", "load_cost", "store_cost"]
 
 T = TypeVar("T")
 
@@ -67,6 +67,17 @@ def describe(model: torch.nn.Module) -> ModelSpec:
         device=_known(lambda: str(_required(parameters)[0][1].device), None),
         attention=_text(attention),
     )
+
+
+def fingerprint(model: torch.nn.Module) -> object:
+    """What tells in a microsecond that `describe` would still say the same: conversions and moves change it.
+
+    A configuration that is edited in place, after its first request, does not.
+    """
+    config = getattr(model, "config", None)
+    first = next(model.parameters(), None)
+    stands = (None, None, None) if first is None else (type(first), first.dtype, first.device)
+    return (id(config), getattr(config, "_attn_implementation", None), *stands)
 
 
 def load_cost(digest: str, folder: Path) -> CostTerms | None:

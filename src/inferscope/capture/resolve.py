@@ -10,12 +10,13 @@ import heapq
 import secrets
 from collections import Counter
 from dataclasses import dataclass, field
-from operator import add
+from functools import lru_cache
+from operator import add, itemgetter
 from typing import TYPE_CHECKING, Any
 
-from inferscope.capture.calls import Outcome
-from inferscope.capture.frames import UNREADABLE, Flag, Mark
-from inferscope.capture.passes import PassFacts, name_pass
+from inferscope.capture.calls import read_call, read_result
+from inferscope.capture.frames import UNREADABLE, Flag, Mark, Row
+from inferscope.capture.passes import PassFacts, PassName, name_pass
 from inferscope.records import (
     GenerationRecord,
     Ledger,
@@ -30,52 +31,100 @@ from inferscope.specs import monomials, regime_of
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from inferscope.capture.calls import Call
+    from inferscope.capture.calls import Call, Kept, Outcome, RawCall
     from inferscope.capture.frames import Request
     from inferscope.specs import ModelSpec, Regime
 
 __all__ = ["SAMPLES_KEPT", "WORST_KEPT", "RawRequest", "Resolver"]
 
 SAMPLES_KEPT = 4096
+EVENTS_PER_BREATH = 64
+"""Events placed in one stretch, about 0.3 ms."""
+_PASS = 0
+_ENDED = itemgetter(0)
 WORST_KEPT = 8
 _PARTS = ("issue", "select", "wait", "deliver", "offcpu", "gc")
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class RawRequest:
-    """A finished request as the generating thread hands it over.
+    """A request as the generating thread leaves it; everything that takes time is done by `record`, elsewhere.
 
     Attributes:
-        request: Its stamps and the marks not folded yet.
-        resolver: What was folded already.
-        call: What was asked.
-        outcome: What came back.
-        error_type: Class name of the exception that left `generate`.
+        request: Its rows, marks and stamps.
+        call: What was asked, unread.
         module: The model.
         parent_context: The caller's OpenTelemetry context, opaque here.
+        result_shape: Rows and tokens of what came back.
+        result: The tokens, unread.
+        error_type: Class name of the exception that left `generate`.
+        keep_samples: Whether somebody wants every pass.
     """
 
-    request: Request
-    resolver: Resolver
-    call: Call
-    module: weakref.ref[Any]
-    parent_context: object | None = None
-    outcome: Outcome = field(default_factory=Outcome)
-    error_type: str | None = None
-    _record: GenerationRecord | None = None
+    __slots__ = (
+        "_record",
+        "_resolver",
+        "call",
+        "error_type",
+        "keep_samples",
+        "module",
+        "parent_context",
+        "request",
+        "result",
+        "result_shape",
+    )
 
-    def record(self, model: ModelSpec, versions: tuple[tuple[str, str], ...] = ()) -> GenerationRecord:
+    def __init__(
+        self,
+        request: Request,
+        call: RawCall,
+        module: weakref.ref[Any],
+        *,
+        parent_context: object | None = None,
+        keep_samples: bool = False,
+    ) -> None:
+        """Begin a request."""
+        self.request = request
+        self.call = call
+        self.module = module
+        self.parent_context = parent_context
+        self.keep_samples = keep_samples
+        self.result_shape: tuple[int, int] | None = None
+        self.result: Kept | None = None
+        self.error_type: str | None = None
+        self._resolver: Resolver | None = None
+        self._record: GenerationRecord | None = None
+        request.fold = self._fold
+
+    def record(
+        self,
+        model: ModelSpec,
+        versions: tuple[tuple[str, str], ...] = (),
+        breathe: Callable[[], None] = lambda: None,
+    ) -> GenerationRecord:
         """The record; made once, however many sessions ask for it. Call from one thread.
 
         Args:
             model: What ran.
             versions: (name, version) of what ran.
+            breathe: Called between stretches of work, to let the interpreter serve others.
         """
         if self._record is None:
-            self._record = self.resolver.finish(self, model, versions)
+            call = read_call(self.module(), self.call)
+            outcome = read_result(call, self.result_shape, self.result)
+            self._record = self._begun().finish(self, call, outcome, model, versions, breathe)
+            self.result = None
         return self._record
+
+    def _begun(self) -> Resolver:
+        if self._resolver is None:
+            self._resolver = Resolver(self.request.entered_ns, keep_samples=self.keep_samples)
+            self._resolver.begin(self.request.started_ns)
+        return self._resolver
+
+    def _fold(self, chunks: Iterable[Sequence[int]], marks: Iterable[tuple[int, int, int]]) -> None:
+        self._begun().feed(chunks, marks)
 
 
 class _Tally:
@@ -131,8 +180,7 @@ class _Phase:
         # (cycle_ns, -index, start_ns, parts): the smallest of the slowest is on top.
         self.worst: list[tuple[int, int, int, tuple[int, ...]]] = []
 
-    def close_cycle(self, cycle: _Cycle, end_ns: int) -> None:
-        self.end_ns = end_ns
+    def add_cycle(self, cycle: _Cycle) -> None:
         for name, value in cycle.parts.items():
             self.parts[name] += value
         cycle_ns = cycle.parts["issue"] + cycle.parts["select"] + cycle.parts["wait"] + cycle.parts["deliver"]
@@ -179,21 +227,22 @@ class _Phase:
         )
 
     def _worst_passes(self, origin_ns: int) -> tuple[WorstPass, ...]:
-        """The slowest, each with the part that exceeds the phase's mean most."""
+        """The slowest, each with the part that exceeds the phase's mean most; nothing where all are alike."""
         mean = [self.parts[name] // max(self.cycles, 1) for name in _PARTS]
         slowest = []
         for cycle_ns, index, start_ns, parts in sorted(self.worst, reverse=True):
-            excess = {name: value - mean[i] for i, (name, value) in enumerate(zip(_PARTS, parts, strict=True))}
+            excess = {name: parts[i] - mean[i] for i, name in enumerate(_PARTS)}
             cause = _cause(excess)
-            slowest.append(
-                WorstPass(
-                    index=-index,
-                    start_ns=start_ns - origin_ns,
-                    cycle_ns=cycle_ns,
-                    cause=cause,
-                    excess_ns=excess[cause],
+            if excess[cause] > 0 and cycle_ns > sum(mean[:4]):
+                slowest.append(
+                    WorstPass(
+                        index=-index,
+                        start_ns=start_ns - origin_ns,
+                        cycle_ns=cycle_ns,
+                        cause=cause,
+                        excess_ns=excess[cause],
+                    )
                 )
-            )
         return tuple(slowest)
 
 
@@ -233,6 +282,8 @@ class Resolver:
         self._second_pass_ns: int | None = None
         self._last_stop_ns: int | None = None
         self._gaps = _Tally()
+        self._cpu_read: tuple[int, int] | None = None
+        self._closed: tuple[_Phase, _Cycle] | None = None
         self._samples: list[PassSample] = []
         self._samples_dropped = 0
 
@@ -241,20 +292,23 @@ class Resolver:
         self._self_ns += started_ns - self._cursor_ns
         self._cursor_ns = started_ns
 
-    def feed(self, marks: Iterable[tuple[int, ...]]) -> None:
-        """Take marks in the order in which they were appended."""
-        for mark in marks:
-            kind = mark[0]
-            if kind == Mark.PASS:
-                self._pass(mark)
-            elif kind == Mark.STOP:
-                self._stop(mark[1], mark[2])
-            elif kind == Mark.PUT:
-                self._pending_puts.append((mark[1], mark[2]))
-            elif kind == Mark.GC:
-                self._gc_ns += mark[2] - mark[1]
-            else:
-                self._own(mark[1], mark[2])
+    def feed(self, chunks: Iterable[Sequence[int]], marks: Iterable[tuple[int, int, int]]) -> None:
+        """Take rows and marks; whatever ended first is placed first."""
+        for event in _in_time(chunks, marks):
+            self._place_event(event)
+
+    def _place_event(self, event: tuple[Any, ...]) -> None:
+        kind = event[1]
+        if kind == _PASS:
+            self._pass(event[2])
+        elif kind == Mark.STOP:
+            self._stop(event[2], event[0])
+        elif kind == Mark.PUT:
+            self._pending_puts.append((event[2], event[0]))
+        elif kind == Mark.GC:
+            self._gc_ns += event[0] - event[2]
+        else:
+            self._own(event[2], event[0])
 
     def _advance(self, to_ns: int) -> int:
         """Move the cursor; the nanoseconds it passed. Never backwards: what is behind is accounted for."""
@@ -279,17 +333,27 @@ class Resolver:
         self._pending_puts.clear()
 
     def _close_cycle(self) -> None:
+        """The pass is over; it is summed when the CPU reading at the next pass has told about it."""
         if self._cycle is None or self._phase is None:
             return
         self._cycle.parts["gc"] += self._gc_ns
         self._gc_ns = 0
-        self._phase.close_cycle(self._cycle, self._cursor_ns)
+        self._phase.end_ns = self._cursor_ns
+        self._closed = (self._phase, self._cycle)
         self._cycle = None
 
-    def _pass(self, mark: tuple[int, ...]) -> None:
-        _, entered, started, ended, left, q, past, batch, logits, flags, cpu_ns = mark
+    def _sum_closed(self) -> None:
+        if self._closed is not None:
+            phase, cycle = self._closed
+            phase.add_cycle(cycle)
+            self._closed = None
+
+    def _pass(self, row: Sequence[int]) -> None:
+        entered, started, ended, left, q, past, batch, logits, flags, cpu_ns, *_ = row
         self._flush_puts()
-        name = name_pass(_facts(q, past, flags))
+        if cpu_ns != UNREADABLE:
+            self._read_cpu(entered, cpu_ns)
+        name = _name(q if q in _TELLING else _MANY, past if past in _TELLING else _MANY, flags)
         phase_name = name.phase or (self._phase.name if self._phase is not None else "unknown")
         stopped = self._cycle is None and self._stops > 0  # time since the last token is this pass's selection
         began_ns = self._cursor_ns if stopped else entered
@@ -299,6 +363,7 @@ class Resolver:
             self._place("select", self._advance(entered))
             self._close_cycle()
             spent_before = 0
+        self._sum_closed()
         if self._passes == 1:
             self._second_pass_ns = entered
         phase = self._phase = self._phases.get(phase_name) or self._phases.setdefault(
@@ -309,7 +374,6 @@ class Resolver:
         self._self_ns += self._advance(started)
         issue_ns = self._advance(ended)
         cycle.parts["issue"] += issue_ns
-        cycle.parts["offcpu"] += max(0, issue_ns - cpu_ns)
         self._self_ns += self._advance(left)
         self._passes += 1
         phase.passes += 1
@@ -317,7 +381,14 @@ class Resolver:
         phase.pass_ns.add(ended - started)
         phase.add_work(q, past, batch, logits)
         if self._keep_samples:
-            self._sample(name.name, mark)
+            self._sample(name.name, row)
+
+    def _read_cpu(self, at_ns: int, cpu_ns: int) -> None:
+        """The part of the time since the last reading in which the thread did not run belongs to the last pass."""
+        cycle = self._cycle if self._closed is None else self._closed[1]
+        if self._cpu_read is not None and cycle is not None:
+            cycle.parts["offcpu"] += max(0, at_ns - self._cpu_read[0] - (cpu_ns - self._cpu_read[1]))
+        self._cpu_read = (at_ns, cpu_ns)
 
     def _stop(self, started: int, ended: int) -> None:
         puts = self._pending_puts
@@ -343,11 +414,11 @@ class Resolver:
         self._place("select", self._advance(started))
         self._self_ns += self._advance(ended)
 
-    def _sample(self, name: str, mark: tuple[int, ...]) -> None:
+    def _sample(self, name: str, row: Sequence[int]) -> None:
         if len(self._samples) >= SAMPLES_KEPT:
             self._samples_dropped += 1
             return
-        _, _, started, ended, _, q, past, batch, *_ = mark
+        _, started, ended, _, q, past, batch, *_ = row
         self._samples.append(
             PassSample(
                 name=name,
@@ -362,33 +433,45 @@ class Resolver:
     def finish(
         self,
         raw: RawRequest,
+        call: Call,
+        outcome: Outcome,
         model: ModelSpec,
         versions: tuple[tuple[str, str], ...] = (),
+        breathe: Callable[[], None] = lambda: None,
     ) -> GenerationRecord:
         """The record of a finished request.
 
         Args:
-            raw: What the generating thread handed over; its remaining marks are taken.
+            raw: What the generating thread handed over; what was not folded yet is taken.
+            call: What was asked.
+            outcome: What came back.
             model: What ran.
             versions: (name, version) of what ran.
+            breathe: Called between stretches of work, to let the interpreter serve others.
 
         Returns:
             A record whose ledger sums to its wall exactly.
         """
         request = raw.request
-        self.feed(request.marks)
+        for index, event in enumerate(_in_time(*request.gathered())):
+            self._place_event(event)
+            if index % EVENTS_PER_BREATH == 0:
+                breathe()
         self._flush_puts()
         if self._passes == 0:
             self._setup_ns += self._advance(request.returned_ns)
         self._close_cycle()
+        if request.cpu_ns != UNREADABLE:
+            self._read_cpu(request.returned_ns, request.cpu_ns)
+        self._sum_closed()
         tail_ns = self._advance(request.returned_ns)
         self._self_ns += self._advance(request.left_ns)
         wall_ns = request.left_ns - request.entered_ns
         phases = tuple(phase.record(self._origin_ns, wait_known=self._stops > 0) for phase in self._phases.values())
         walls = tuple((phase.name, phase.wall_ns) for phase in phases)
         placed_ns = self._setup_ns + sum(wall for _, wall in walls) + tail_ns + self._self_ns
-        output_tokens, finish_reasons = raw.outcome.count(raw.call)
-        ttft_ns, ttft_method = self._ttft(streaming=raw.call.options.streaming)
+        output_tokens, finish_reasons = outcome.count(call)
+        ttft_ns, ttft_method = self._ttft(streaming=call.options.streaming)
         return GenerationRecord(
             request_id=secrets.token_hex(8),
             model=model,
@@ -396,14 +479,14 @@ class Resolver:
             wall_ns=wall_ns,
             ttft_ns=ttft_ns,
             ttft_method=ttft_method,
-            tpot_ns=_tpot(wall_ns, ttft_ns, raw.outcome.output_len),
+            tpot_ns=_tpot(wall_ns, ttft_ns, outcome.output_len),
             itl_ns=self._gaps.sketch() if self._stops > 1 else None,
-            batch_size=raw.call.batch_size,
-            input_tokens=raw.call.input_tokens,
+            batch_size=call.batch_size,
+            input_tokens=call.input_tokens,
             output_tokens=output_tokens,
-            output_len=raw.outcome.output_len,
+            output_len=outcome.output_len,
             finish_reasons=finish_reasons,
-            options=raw.call.options,
+            options=call.options,
             phases=phases,
             ledger=Ledger(
                 setup_ns=self._setup_ns,
@@ -443,8 +526,28 @@ class Resolver:
         return tuple(notes)
 
 
-def _facts(q: int, past: int, flags: int) -> PassFacts:
-    return PassFacts(
+def _in_time(chunks: Iterable[Sequence[int]], marks: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, Any]]:
+    """All events as (ended, kind, row or start), in the order in which they ended."""
+    events: list[tuple[int, int, Any]] = [(ended, kind, started) for kind, started, ended in marks]
+    for rows in chunks:
+        for start in range(0, len(rows), Row.WIDTH):
+            row = rows[start : start + Row.WIDTH]
+            events.append((row[Row.LEFT], _PASS, row))
+            if row[Row.STOP_ENDED]:
+                events.append((row[Row.STOP_ENDED], Mark.STOP, row[Row.STOP_STARTED]))
+    events.sort(key=_ENDED)
+    return events
+
+
+# The rule asks whether q is one and past is none; beyond that it does not look at their size. Passes are many and
+# their facts few, so each combination is named once.
+_TELLING = (UNREADABLE, 0, 1)
+_MANY = 2
+
+
+@lru_cache(maxsize=1024)
+def _name(q: int, past: int, flags: int) -> PassName:
+    facts = PassFacts(
         q=_known(q),
         past=_known(past),
         assistant=bool(flags & Flag.ASSISTANT),
@@ -455,6 +558,7 @@ def _facts(q: int, past: int, flags: int) -> PassFacts:
         frame_cache=1 if flags & Flag.FRAME_CACHE else None,
         assisted=bool(flags & Flag.ASSISTED),
     )
+    return name_pass(facts)
 
 
 def _cache_identity(flags: int) -> int | None:
