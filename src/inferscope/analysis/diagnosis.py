@@ -2,9 +2,10 @@
 
 What the host stamps give without a profiler is inferred as follows. A phase's wall is forwards plus the host's
 time between them; the latter is overhead. Inside forwards, the roofs demand some of the time (compute, memory
-or cache). Of the rest, the measured cost of dispatching as many operators as the model runs is overhead; what
-even that does not explain is `inefficient`: kernels below their roof. Where those two could be confused, the
-verdict is tried at both ends, and a verdict that flips has low confidence.
+or cache). Of the rest, what the measured matrix-vector kernel stays below the memory roof is `inefficient`, and
+the measured cost of dispatching as many operators as the model runs is overhead. What neither explains is split in
+the proportion of what is explained: a machine that is slower today than when it was calibrated is slower at both.
+The verdict is tried with the dispatch cost at the ends of its range, and one that flips has low confidence.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ BEATEN_ROOF = 1.05
 WIDE_SPREAD = 0.5
 """(p90 - p50)/p50 of the passes beyond which their average says little."""
 FEW_PASSES = 5
+SLOWER_THAN_CALIBRATED = 3.0
+"""How many times the calibrated cost of an operator is still believed: longer code paths, a busier machine."""
 _NS_TO_S = 1e-9
+_S_TO_NS = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +151,26 @@ def _split(phase: PhaseRecord, cost: PassCost, needed: Demand, roofs: Roofs, ope
     forward = phase.ledger.issue_ns
     scale = min(1.0, forward / needed.total_ns) if needed.total_ns > 0 else 1.0
     rest = forward - scale * needed.total_ns
-    dispatch = min(rest, cost.calls * operator_ns) if operator_ns is not None else 0.0
+    slow_kernel = min(rest, _slow_kernel_ns(phase, cost, roofs))
+    dispatch = min(rest - slow_kernel, cost.calls * operator_ns) if operator_ns is not None else 0.0
+    working = scale * needed.total_ns + slow_kernel
+    explained = working + dispatch
+    unexplained = rest - slow_kernel - dispatch
+    of_kernels = unexplained * working / explained if explained > 0 else unexplained
     return _Split(
         compute_ns=scale * needed.compute_ns,
         memory_ns=scale * needed.memory_ns,
-        inefficient_ns=rest - dispatch,
-        overhead_ns=dispatch + phase.wall_ns - forward,
+        inefficient_ns=slow_kernel + of_kernels,
+        overhead_ns=dispatch + unexplained - of_kernels + phase.wall_ns - forward,
         memory_class=roofs.memory_class,
     )
+
+
+def _slow_kernel_ns(phase: PhaseRecord, cost: PassCost, roofs: Roofs) -> float:
+    """What reading the weights takes longer than at the memory roof where the matrices meet a single token."""
+    if roofs.kernel is None or phase.tokens != phase.passes:
+        return 0.0
+    return max(0.0, _S_TO_NS * cost.weight_bytes * (1 / roofs.kernel.value - 1 / roofs.memory.value))
 
 
 def _doubts(
@@ -165,8 +181,10 @@ def _doubts(
     ranked = sorted(shares.values(), reverse=True)
     if not ranked or ranked[0] - ranked[1] < CLOSE_SHARES:
         reasons.append("balanced: the two largest shares are close")
-    least = _split(phase, cost, needed, roofs, _operator_ns(device, "dispatch_ns")).shares()
-    if _largest(least) != _largest(shares):
+    low, middle = _operator_ns(device, "dispatch_ns"), _operator_ns(device, "module_op_ns")
+    high = middle * SLOWER_THAN_CALIBRATED if middle is not None else None
+    ends = [_split(phase, cost, needed, roofs, operator_ns).shares() for operator_ns in (low, high)]
+    if any(_largest(end) != _largest(shares) for end in ends):
         reasons.append("overhead and slow kernels cannot be told apart from host stamps here")
     if needed.total_ns > BEATEN_ROOF * phase.ledger.issue_ns:
         reasons.append("faster than the measured roofs: a ceiling is too low, calibrate again")
