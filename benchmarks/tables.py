@@ -1,0 +1,74 @@
+"""Write the documentation's tables from the committed result files; no number in them is typed by hand.
+
+python benchmarks/tables.py            rewrites the pages
+python benchmarks/tables.py --check    fails where a page is not what the results say
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs" / "explanation"
+PAGES = {"overhead.md": "overhead-cpu", "accuracy.md": "verdicts-cpu"}
+
+
+def machine(facts: dict[str, Any]) -> str:
+    """One sentence on where a result comes from."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return (
+        f"Measured on {facts['date']} on {facts['device']}, a shared virtual machine ({facts['cores']} cores, "
+        f"{facts['threads']} threads, load {facts['load_average_1min']:.1f} at the end), Python {facts['python']}, "
+        f"{versions}. No GPU: what inferscope costs and says beside a CUDA device is not confirmed."
+    )
+
+
+def difference(spread: dict[str, float]) -> str:
+    """Median and quartiles of a difference."""
+    return f"{spread['median']:+.1f} ({spread['p25']:+.1f} to {spread['p75']:+.1f})"
+
+
+def tally(bounds: list[str]) -> str:
+    """How often each verdict fell."""
+    return ", ".join(f"{bound} {bounds.count(bound)}/{len(bounds)}" for bound in dict.fromkeys(bounds))
+
+
+def shares(values: dict[str, float]) -> str:
+    """Shares that would not be shown as 0 %."""
+    return ", ".join(f"{name} {100 * value:.0f} %" for name, value in values.items() if round(100 * value))
+
+
+def page(name: str) -> str:
+    """One page as the results say."""
+    data = json.loads((HERE / "results" / f"{PAGES[name]}.json").read_text(encoding="utf-8"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "pages"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - Markdown from our own numbers
+    )
+    environment.globals.update(difference=difference, tally=tally, shares=shares)
+    return environment.get_template(f"{name}.j2").render(results=data["results"], machine=machine(data["machine"]))
+
+
+def main() -> int:
+    """Write the pages, or compare them."""
+    stale = []
+    for name in PAGES:
+        path = DOCS / name
+        if "--check" not in sys.argv:
+            path.write_text(page(name), encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != page(name):
+            stale.append(name)
+    if stale:
+        print(f"not what benchmarks/results says: {', '.join(stale)}; run python benchmarks/tables.py")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
