@@ -150,7 +150,7 @@ def _split(phase: PhaseRecord, cost: PassCost, needed: Demand, roofs: Roofs, ope
     """A phase's wall by class; the demand is scaled down where it exceeds the time taken."""
     forward = phase.ledger.issue_ns
     scale = min(1.0, forward / needed.total_ns) if needed.total_ns > 0 else 1.0
-    rest = forward - scale * needed.total_ns
+    rest = max(0.0, forward - scale * needed.total_ns)
     slow_kernel = min(rest, _slow_kernel_ns(phase, cost, roofs))
     dispatch = min(rest - slow_kernel, cost.calls * operator_ns) if operator_ns is not None else 0.0
     working = scale * needed.total_ns + slow_kernel
@@ -219,7 +219,7 @@ def _roof_evidence(
             note=f"analytic bytes over measured time; {roofs.memory_class} roof {roofs.memory.source}",
         ),
         Evidence(
-            metric="roof_ns_per_pass",
+            metric="roof_per_pass_ns",
             value=needed.total_ns / passes,
             threshold=phase.ledger.issue_ns / passes,
             source="analytic",
@@ -230,9 +230,10 @@ def _roof_evidence(
     if middle is not None:
         rows.append(
             Evidence(
-                metric="dispatch_ns_per_pass",
+                metric="dispatch_per_pass_ns",
                 value=cost.calls * middle / passes,
                 low=cost.calls * low / passes if low is not None else None,
+                high=cost.calls * middle * SLOWER_THAN_CALIBRATED / passes,
                 threshold=phase.ledger.issue_ns / passes,
                 source="measured",
                 note=f"{cost.calls // passes} operators at their measured fixed cost, against the time taken",

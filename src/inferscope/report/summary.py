@@ -188,8 +188,7 @@ def _measured_rows(phases: Sequence[PhaseRecord], wall_ns: int) -> tuple[_Row, .
     def row(label: str, cells: list[str], source: str = "measured") -> _Row:
         return _row(label, cells, source)
 
-    seen = "+".join(sorted({phase.device.provenance for phase in phases if phase.device})) or UNKNOWN
-    return (
+    rows = (
         row("time", [duration_ns(p.wall_ns) for p in phases]),
         row("share of wall", [percent(p.wall_ns / wall_ns if wall_ns else None) for p in phases]),
         row("passes", [count(p.passes) for p in phases]),
@@ -198,6 +197,12 @@ def _measured_rows(phases: Sequence[PhaseRecord], wall_ns: int) -> tuple[_Row, .
         row("pass p99", [duration_ns(p.pass_ns.p99) for p in phases]),
         row("off CPU", [duration_ns(p.ledger.offcpu_ns) for p in phases]),
         row("GC pauses", [duration_ns(p.ledger.gc_ns) for p in phases]),
+    )
+    if not any(phase.device for phase in phases):
+        return rows
+    seen = "+".join(sorted({phase.device.provenance for phase in phases if phase.device}))
+    return (
+        *rows,
         row("device at least", [duration_ns(p.device.low_ns if p.device else None) for p in phases], seen),
         row("device at most", [duration_ns(p.device.high_ns if p.device else None) for p in phases], seen),
     )

@@ -74,8 +74,10 @@ class ResultView:
 class DeviceView:
     """A device and its ceilings for `Console.print`, each with its source."""
 
-    def __init__(self, device: DeviceSpec) -> None:
+    def __init__(self, device: DeviceSpec, *, notes: bool = True) -> None:
+        """Take a device; `notes` says how each ceiling was obtained."""
         self._device = device
+        self._notes = notes
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The ceilings, and beside or below each how it was obtained."""
@@ -84,7 +86,7 @@ class DeviceView:
         if not rows:
             yield Text("no ceilings are known: `inferscope calibrate` measures them")
         else:
-            yield _ceilings(rows, beside=options.max_width >= _NOTE_WIDTH)
+            yield _ceilings(rows, beside=options.max_width >= _NOTE_WIDTH, notes=self._notes)
         for reason in self._device.rejected:
             yield Text(f"rejected: {clean(reason)}", style="yellow")
 
@@ -192,7 +194,8 @@ def _findings(result: Result) -> Iterator[RenderableType]:
         yield Padding(table, (0, 0, 0, 3))
 
 
-def _ceilings(rows: Iterable[CeilingRow], *, beside: bool) -> RenderableType:
+def _ceilings(rows: Iterable[CeilingRow], *, beside: bool, notes: bool) -> RenderableType:
+    beside = beside and notes
     table = _grid(header=True)
     table.add_column("ceiling", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
@@ -203,7 +206,6 @@ def _ceilings(rows: Iterable[CeilingRow], *, beside: bool) -> RenderableType:
     for row in rows:
         cells = [Text(row.name), Text(row.value), Text(row.source), Text(row.spread)]
         table.add_row(*cells, *([Text(row.note)] if beside else []))
-    if beside:
+    if beside or not notes:
         return table
-    notes = [Text(f"{row.name}: {row.note}", style="dim") for row in rows if row.note]
-    return Group(table, *notes)
+    return Group(table, *(Text(f"{row.name}: {row.note}", style="dim") for row in rows if row.note))

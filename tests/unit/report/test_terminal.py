@@ -87,7 +87,7 @@ def _unknown_result():
 def test_what_is_unknown_is_a_dash(show):
     lines = show(_unknown_result()).splitlines()
     rows = {re.split(r" {2,}", line)[0]: re.split(r" {2,}", line)[1:] for line in lines}
-    for label in ("tokens", "off CPU", "device at most", "FLOPs", "bytes", "FLOP per byte", "achieved FLOP/s"):
+    for label in ("tokens", "off CPU", "FLOPs", "bytes", "FLOP per byte", "achieved FLOP/s"):
         assert rows[label][:2] == [UNKNOWN, UNKNOWN], label
     for label in ("share of roof", "MFU", "MBU"):
         assert rows[label] == [UNKNOWN, UNKNOWN, UNKNOWN], label

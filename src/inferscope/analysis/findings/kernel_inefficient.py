@@ -28,7 +28,7 @@ def look(case: Case) -> Finding | None:
         f"below what this device gives ({_reached(case)}).",
         evidence=(
             Evidence(metric="inefficient_share", value=share, threshold=_WORTH_SAYING, source="measured"),
-            *(row for row in case.verdict.evidence if row.metric in {"roof_ns_per_pass", "dispatch_ns_per_pass"}),
+            *(row for row in case.verdict.evidence if row.metric in {"roof_per_pass_ns", "dispatch_per_pass_ns"}),
             *gemv,
         ),
         saves=case.saves(0.2 * share, 0.8 * share, "kernels at 60 to 95 % of the roof"),

@@ -32,7 +32,7 @@ def look(case: Case) -> Finding | None:
         evidence=(
             Evidence(metric="overhead_share", value=case.share("overhead"), source="measured", note="of the phase"),
             Evidence(metric="operator_overhead_share", value=inside, threshold=_WORTH_SAYING, source="measured"),
-            *(row for row in case.verdict.evidence if row.metric in {"dispatch_ns_per_pass", "roof_ns_per_pass"}),
+            *(row for row in case.verdict.evidence if row.metric in {"dispatch_per_pass_ns", "roof_per_pass_ns"}),
         ),
         saves=case.saves(0.3 * inside, 0.8 * inside, "compiled passes keep 20 to 70 % of the operators' fixed cost"),
         action="Run fewer, larger operators: torch.compile with a static cache "
