@@ -104,6 +104,8 @@ class _Pipeline:
         """Queue a request; False where it had to be dropped. Takes a microsecond and wakes nobody."""
         if len(self._queue) < QUEUE_LENGTH:
             self._queue.append((session, raw))
+            if not self._sessions:  # the request outlived its session: nobody looks by himself any more
+                self._wake.set()
             return True
         self.dropped += 1
         notices.warn(
@@ -112,6 +114,10 @@ class _Pipeline:
             queue_length=QUEUE_LENGTH,
         )
         return False
+
+    def is_own_thread(self) -> bool:
+        """Whether the background thread is asking."""
+        return threading.current_thread() is self._thread
 
     def hurry(self) -> None:
         """Somebody waits for a result: start now, and do not pause."""
@@ -263,6 +269,8 @@ class Session:
         with self._changed:
             if self._pending == 0:
                 return True
+            if _PIPELINE.is_own_thread():  # a sink that asks for results must not wait for itself
+                return False
             _PIPELINE.hurry()
             return self._changed.wait_for(lambda: self._pending == 0, timeout_s)
 

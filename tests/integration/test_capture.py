@@ -6,12 +6,15 @@ import asyncio
 import copy
 import gc
 import pickle
+import threading
+import time
 import weakref
 
 import pytest
 import torch
 
 import inferscope
+from inferscope.capture import intercept
 from inferscope.errors import NoGenerateError, NotAModelError, SettingError, SinkError
 
 FIRST_DECODES = [("decode", 1, past, 1) for past in range(9, 14)]
@@ -306,3 +309,36 @@ def test_a_fault_of_ours_is_said_once_and_changes_nothing(llama, prompt, seam, m
             assert torch.equal(llama.generate(prompt, max_new_tokens=6), expected)
     assert session.last is None
     assert capfd.readouterr().err.count("capture-failed") == 1
+
+
+def test_a_request_that_outlives_its_session_still_becomes_a_result(llama, prompt):
+    session = inferscope.trace(llama, sinks=())
+    left = threading.Event()
+
+    class Slow:
+        def __call__(self, _ids, scores):
+            left.wait(10)
+            return scores
+
+    thread = threading.Thread(
+        target=lambda: llama.generate(prompt, max_new_tokens=2, logits_processor=[Slow()]), daemon=True
+    )
+    with session:
+        thread.start()
+        while not intercept.active_requests():
+            time.sleep(0.001)
+    left.set()
+    thread.join(10)
+    deadline = time.monotonic() + 10
+    while not session._results and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert len(session._results) == 1
+
+
+def test_a_sink_may_ask_for_results_without_waiting_for_itself(llama, prompt):
+    asked = []
+    with inferscope.trace(llama, sinks=[lambda result: asked.append((result, session.results))]) as session:
+        for _ in range(2):
+            llama.generate(prompt, max_new_tokens=2)
+    assert len(session.results) == 2
+    assert [result for result, _ in asked] == list(session.results)

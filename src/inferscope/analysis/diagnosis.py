@@ -185,7 +185,7 @@ def _doubts(
     high = middle * SLOWER_THAN_CALIBRATED if middle is not None else None
     ends = [_split(phase, cost, needed, roofs, operator_ns).shares() for operator_ns in (low, high)]
     if any(_largest(end) != _largest(shares) for end in ends):
-        reasons.append("overhead and slow kernels cannot be told apart from host stamps here")
+        reasons.append("the verdict turns on what an operator costs here, which host stamps alone do not tell")
     if needed.total_ns > BEATEN_ROOF * phase.ledger.issue_ns:
         reasons.append("faster than the measured roofs: a ceiling is too low, calibrate again")
     median, p90 = phase.pass_ns.p50, phase.pass_ns.p90

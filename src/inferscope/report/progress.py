@@ -27,7 +27,7 @@ def progress(console: Console) -> Iterator[Tell]:
     Args:
         console: Should write to standard error, so that standard output can be piped.
     """
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         yield _line_per_stage(console)
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())

@@ -17,10 +17,18 @@ def test_without_a_terminal_each_stage_is_told_once():
 
 def test_on_a_terminal_a_bar_is_drawn_and_nothing_stays():
     out = io.StringIO()
-    with progress(Console(file=out, width=80, force_terminal=True)) as tell:
+    terminal = Console(file=out, width=80, force_terminal=True, _environ={"TERM": "xterm"})
+    with progress(terminal) as tell:
         tell("loading [red]x[/red]", None)
         tell("measuring", 0.5)
     assert out.getvalue().endswith("\x1b[1A\x1b[2K")  # up one line and erase it
+
+
+def test_a_terminal_without_a_cursor_gets_lines():
+    out = io.StringIO()
+    with progress(Console(file=out, width=80, force_terminal=True, _environ={"TERM": "dumb"})) as tell:
+        tell("measuring", 0.5)
+    assert out.getvalue() == "measuring ...\n"
 
 
 def _fail_inside():
