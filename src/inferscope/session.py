@@ -23,12 +23,12 @@ from inferscope.analysis import cost as costs
 from inferscope.analysis import diagnosis, verdict
 from inferscope.analysis.findings import find
 from inferscope.capture import intercept, introspect
-from inferscope.errors import CostUnavailableError
+from inferscope.errors import CostUnavailableError, SettingError
 from inferscope.hardware import calibration
 from inferscope.report.plain import to_text
 from inferscope.settings import Settings, checked_detail
 from inferscope.sinks.base import resolve_sinks
-from inferscope.specs import ModelSpec
+from inferscope.specs import DeviceSpec, ModelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from inferscope.capture.resolve import RawRequest
     from inferscope.records import GenerationRecord
     from inferscope.sinks.base import Sink
-    from inferscope.specs import CostTerms, DeviceSpec
+    from inferscope.specs import CostTerms
 
 __all__ = ["Result", "Session", "cost", "diagnose", "trace"]
 
@@ -383,6 +383,10 @@ def trace(
 ) -> Session:
     """Observe every `generate` of a model while the session is open.
 
+    Results are made on a background thread, a little after `generate` has returned. `session.last`,
+    `session.results` and `session.wait()` wait for them; leaving the block does not, and sinks may be called
+    after it.
+
     Args:
         model: A `torch.nn.Module` with `generate`.
         detail: "passes" keeps every pass in `record.pass_samples`, up to 4,096; None reads INFERSCOPE_DETAIL.
@@ -397,11 +401,13 @@ def trace(
         NotAModelError: `model` is not a `torch.nn.Module`.
         NoGenerateError: It has no `generate`.
         SinkError: A sink is neither a callable nor a known name.
-        SettingError: `detail` or an INFERSCOPE_* variable has a value it cannot have.
+        SettingError: `device` is no `DeviceSpec`, or `detail` or an INFERSCOPE_* variable has a value it cannot have.
     """
     settings = Settings.from_environment()
     if detail is not None:
         settings = replace(settings, detail=checked_detail(detail, where="detail"))
+    if device is not None and not isinstance(device, DeviceSpec):
+        raise SettingError(f"device={device!r}: expected a DeviceSpec, such as inferscope.calibrate() returns")
     return Session(
         model,
         settings=settings,

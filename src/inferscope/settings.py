@@ -22,7 +22,7 @@ class Variable:
 
 
 VARIABLES = (
-    Variable(name="INFERSCOPE_DISABLED", default="0", meaning="1: `trace` and `instrument` attach nothing."),
+    Variable(name="INFERSCOPE_DISABLED", default="0", meaning="1: `trace` attaches nothing; `session.last` is None."),
     Variable(
         name="INFERSCOPE_DETAIL",
         default="phases",

@@ -262,6 +262,8 @@ def test_a_traced_model_can_be_freed(transformers):
         (lambda _: inferscope.trace(torch.nn.Linear(2, 2)), NoGenerateError, "Linear has no generate"),
         (lambda model: inferscope.trace(model, sinks=["graphite"]), SinkError, "graphite"),
         (lambda model: inferscope.trace(model, sinks=[7]), SinkError, "7"),
+        (lambda model: inferscope.trace(model, sinks="log"), SinkError, "expected a list"),
+        (lambda model: inferscope.trace(model, device="cpu"), SettingError, "calibrate"),
         (lambda model: inferscope.trace(model, detail="everything"), SettingError, "everything"),
     ],
 )

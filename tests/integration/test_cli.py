@@ -103,7 +103,7 @@ def test_a_wrong_variable_is_one_line(tmp_path):
 @pytest.mark.parametrize("absent", ["typer", "rich"])
 def test_a_missing_extra_names_itself(absent):
     done = _run("demo", before=f"import sys; sys.modules[{absent!r}] = None\n")
-    assert "pip install inferscope[cli]" in _one_error_line(done, "missing-extra", 2)
+    assert "extra [cli]" in _one_error_line(done, "missing-extra", 2)
 
 
 def test_a_reader_that_goes_away_is_no_cause_for_complaint():

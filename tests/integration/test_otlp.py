@@ -316,7 +316,7 @@ def test_a_missing_exporter_names_the_extra(protocol, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_exporters)
-    with pytest.raises(MissingExtraError, match=r"pip install inferscope\[otlp\]"):
+    with pytest.raises(MissingExtraError, match=r"extra \[otlp\]"):
         setup(endpoint="http://127.0.0.1:4317", protocol=protocol)
     assert trace._TRACER_PROVIDER is None
 

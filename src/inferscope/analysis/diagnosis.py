@@ -1,11 +1,12 @@
 """The verdict on each phase: what share of its time which resource holds back.
 
 What the host stamps give without a profiler is inferred as follows. A phase's wall is forwards plus the host's
-time between them; the latter is overhead. Inside forwards, the roofs demand some of the time (compute, memory
-or cache). Of the rest, what the measured matrix-vector kernel stays below the memory roof is `inefficient`, and
-the measured cost of dispatching as many operators as the model runs is overhead. What neither explains is split in
-the proportion of what is explained: a machine that is slower today than when it was calibrated is slower at both.
-The verdict is tried with the dispatch cost at the ends of its range, and one that flips has low confidence.
+time between them; the latter is overhead, and so is time in which the thread was kept off the CPU. Inside forwards,
+the roofs demand some of the time (compute, memory or cache). Of the rest, what the measured matrix-vector kernel
+stays below the memory roof is `inefficient`, and the measured cost of dispatching as many operators as the model
+runs is overhead. What neither explains is split in the proportion of what is explained: a machine that is slower
+today than when it was calibrated is slower at both. The verdict is tried with the dispatch cost at the ends of its
+range, and one that flips has low confidence.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ BEATEN_ROOF = 1.05
 """A demand above this multiple of the time taken means that a ceiling is wrong, not that the phase is fast."""
 WIDE_SPREAD = 0.5
 """(p90 - p50)/p50 of the passes beyond which their average says little."""
+AWAY = 0.10
+"""Share of a phase off the CPU beyond which its time says little about model and device."""
 FEW_PASSES = 5
 SLOWER_THAN_CALIBRATED = 3.0
 """How many times the calibrated cost of an operator is still believed: longer code paths, a busier machine."""
@@ -48,6 +51,7 @@ class _Split:
     memory_ns: float
     inefficient_ns: float
     overhead_ns: float
+    unexplained_ns: float
     memory_class: Bound
 
     def shares(self) -> dict[str, float]:
@@ -93,7 +97,8 @@ def _judge(record: GenerationRecord, phase: PhaseRecord, device: DeviceSpec | No
     working_set = (cost.weight_bytes + cost.kv_read_bytes) / passes
     roofs = roofs_for(device, record.model.dtype, working_set)
     if isinstance(roofs, str):
-        return _unknown(phase, cost, evidence, f"{roofs}: run `inferscope calibrate`")
+        what = "some were too unsteady to keep: calibrate again while nothing else runs" if device.rejected else ""
+        return _unknown(phase, cost, evidence, f"{roofs}: {what or 'run `inferscope calibrate`'}")
     return _judged(phase, device, cost, roofs, evidence)
 
 
@@ -126,6 +131,12 @@ def _judged(
     split = _split(phase, cost, needed, roofs, _operator_ns(device, "module_op_ns"))
     shares = split.shares()
     bound = _largest(shares)
+    unexplained = Evidence(
+        metric="unexplained_share",
+        value=split.unexplained_ns / max(phase.wall_ns, 1),
+        source="measured",
+        note="neither roofs, known kernels nor dispatch: split in the proportion of what is explained",
+    )
     reasons = _doubts(phase, device, cost, needed, roofs, shares)
     forward_s = phase.ledger.issue_ns * _NS_TO_S
     copy = device.copy_bytes_per_s
@@ -141,7 +152,7 @@ def _judged(
         achieved_flops_per_s=_ratio(cost.flops, forward_s),
         achieved_bytes_per_s=_ratio(cost.bytes.model, forward_s),
         roof_share=_ratio(needed.total_ns, phase.ledger.issue_ns),
-        evidence=(*evidence, *_roof_evidence(phase, device, cost, needed, roofs)),
+        evidence=(*evidence, *_roof_evidence(phase, device, cost, needed, roofs), unexplained),
         reasons=reasons,
     )
 
@@ -151,6 +162,8 @@ def _split(phase: PhaseRecord, cost: PassCost, needed: Demand, roofs: Roofs, ope
     forward = phase.ledger.issue_ns
     scale = min(1.0, forward / needed.total_ns) if needed.total_ns > 0 else 1.0
     rest = max(0.0, forward - scale * needed.total_ns)
+    away = min(rest, float(phase.ledger.offcpu_ns or 0))  # the thread did not run: no kernel's fault
+    rest -= away
     slow_kernel = min(rest, _slow_kernel_ns(phase, cost, roofs))
     dispatch = min(rest - slow_kernel, cost.calls * operator_ns) if operator_ns is not None else 0.0
     working = scale * needed.total_ns + slow_kernel
@@ -161,7 +174,8 @@ def _split(phase: PhaseRecord, cost: PassCost, needed: Demand, roofs: Roofs, ope
         compute_ns=scale * needed.compute_ns,
         memory_ns=scale * needed.memory_ns,
         inefficient_ns=slow_kernel + of_kernels,
-        overhead_ns=dispatch + unexplained - of_kernels + phase.wall_ns - forward,
+        overhead_ns=away + dispatch + unexplained - of_kernels + phase.wall_ns - forward,
+        unexplained_ns=unexplained,
         memory_class=roofs.memory_class,
     )
 
@@ -191,6 +205,8 @@ def _doubts(
     median, p90 = phase.pass_ns.p50, phase.pass_ns.p90
     if phase.passes >= FEW_PASSES and median and p90 and (p90 - median) / median > WIDE_SPREAD:
         reasons.append("pass times are spread widely")
+    if (phase.ledger.offcpu_ns or 0) > AWAY * phase.wall_ns:
+        reasons.append("the thread was kept off the CPU for a sizeable part: other work ran on this machine")
     if roofs.compute.source != "measured" or roofs.memory.source != "measured":
         reasons.append("ceilings are from a datasheet, not measured")
     if cost.uncounted:

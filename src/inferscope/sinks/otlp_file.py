@@ -101,7 +101,9 @@ def _check_encoder() -> None:
         import google.protobuf.json_format  # noqa: F401, PLC0415 - an extra
         import opentelemetry.exporter.otlp.proto.common.trace_encoder  # noqa: F401, PLC0415 - the same
     except ImportError as error:
-        raise MissingExtraError("writing OTLP files needs the OTLP exporters: pip install inferscope[otlp]") from error
+        raise MissingExtraError(
+            "writing OTLP files needs the OTLP exporters: install inferscope with its extra [otlp]"
+        ) from error
 
 
 def _document(spans: Sequence[ReadableSpan]) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def _sender(endpoint: str | None, protocol: str, headers: dict[str, str]) -> Cou
         return CountingExporter(build(address, headers, timeout_s), target=target)
     except ImportError as error:
         raise MissingExtraError(
-            f"sending over {protocol} needs the OTLP exporters: pip install inferscope[otlp]"
+            f"sending over {protocol} needs the OTLP exporters: install inferscope with its extra [otlp]"
         ) from error
 
 

@@ -52,14 +52,14 @@ def model(*, flops=0, weight_bytes=0, activation_bytes=0, calls=1, device="cpu")
     return ModelSpec(name="made", model_class="Made", dtype="float32", device=device, cost=cost)
 
 
-def record(spec, *, forward_ns, between_ns=0, passes=10, phase="decode", deliver_ns=0, pass_ns=None):
+def record(spec, *, forward_ns, between_ns=0, passes=10, phase="decode", deliver_ns=0, pass_ns=None, away_ns=0):
     source = make_record().phase("decode")
     ledger = PhaseLedger(
         issue_ns=passes * forward_ns,
         select_ns=passes * between_ns,
         wait_ns=0,
         deliver_ns=passes * deliver_ns,
-        offcpu_ns=0,
+        offcpu_ns=passes * away_ns,
         gc_ns=0,
     )
     made = replace(
@@ -259,3 +259,19 @@ def test_findings_are_ranked_by_what_they_save_of_the_request():
     for finding in found:
         if finding.saves is not None:
             assert 0 <= finding.saves.low <= finding.saves.request_share <= finding.saves.high <= 1
+
+
+def test_time_off_the_cpu_is_no_kernel_s_fault_and_named_first():
+    made = record(model(**MEMORY), forward_ns=5_000_000, away_ns=4_000_000)
+    opinion = diagnose(made, device=DEVICE)
+    found = opinion.phases[0]
+    assert (found.bound, found.confidence) == ("overhead", "low")
+    assert any("off the CPU" in reason for reason in found.reasons)
+    assert find(made, opinion)[0].code == "cpu-contention"
+    assert "cpu-contention" not in codes(model(**MEMORY), forward_ns=5_000_000, away_ns=100_000)
+    assert "cpu-contention" not in codes(model(**MEMORY, device="cuda:0"), forward_ns=5_000_000, away_ns=4_000_000)
+
+
+def test_a_disturbed_calibration_is_told_from_a_missing_one():
+    disturbed = DeviceSpec(name="bare", kind="cpu", rejected=("matrix product in float32: disturbed",))
+    assert "nothing else runs" in verdict(model(**COMPUTE), forward_ns=1_000_000, device=disturbed).reasons[0]

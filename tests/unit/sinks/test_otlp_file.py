@@ -122,5 +122,5 @@ def test_a_missing_encoder_names_the_extra(path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_exporters)
-    with pytest.raises(MissingExtraError, match=r"pip install inferscope\[otlp\]"):
+    with pytest.raises(MissingExtraError, match=r"extra \[otlp\]"):
         OtlpFileExporter(path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from inferscope.analysis.findings import (
     compute_bound_prefill,
+    cpu_contention,
     kernel_inefficient,
     overhead_bound,
     python_between_passes,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["RULES", "find"]
 
 RULES = (
+    cpu_contention.look,
     weight_bound_decode.look,
     compute_bound_prefill.look,
     overhead_bound.look,
