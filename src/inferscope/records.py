@@ -312,6 +312,7 @@ class GenerationRecord:
         error_type: Class name of that exception.
         notes: What is missing from this record, and why.
         versions: (name, version) of what ran.
+        device_key: Identity of the machine or GPU it ran on, as `DeviceSpec.key`; None where it is not known.
     """
 
     schema: int = SCHEMA
@@ -337,6 +338,7 @@ class GenerationRecord:
     error_type: str | None = None
     notes: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
+    device_key: str | None = None
 
     def phase(self, name: str) -> PhaseRecord | None:
         """The phase of that name, or None where the request had none."""

@@ -23,8 +23,8 @@ from inferscope.analysis import cost as costs
 from inferscope.analysis import diagnosis, verdict
 from inferscope.analysis.findings import find
 from inferscope.capture import intercept, introspect
-from inferscope.errors import CostUnavailableError, SettingError
-from inferscope.hardware import calibration
+from inferscope.errors import CostUnavailableError, InferscopeError, SettingError
+from inferscope.hardware import calibration, probe
 from inferscope.report.plain import to_text
 from inferscope.settings import Settings, checked_detail
 from inferscope.sinks.base import resolve_sinks
@@ -285,7 +285,9 @@ class Session:
     def _process(self, raw: RawRequest) -> None:
         model = _MODELS.describe(raw, self._settings.cache_dir)
         _PIPELINE.breathe()
-        record = raw.record(model, _versions(), _PIPELINE.breathe)
+        record = raw.record(
+            model, versions=_versions(), device_key=_machine_key(model.device or "cpu"), breathe=_PIPELINE.breathe
+        )
         result = self._judge(record, raw.parent_context)
         _PIPELINE.breathe()
         self._results.append(result)
@@ -374,6 +376,15 @@ def _versions() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
+@functools.cache
+def _machine_key(device: str) -> str | None:
+    """Identity of the device a model runs on; None where it cannot be told (several devices, or none of ours)."""
+    try:
+        return probe.identify(device).key or None
+    except (InferscopeError, RuntimeError):
+        return None
+
+
 def trace(
     model: object,
     *,
@@ -421,13 +432,14 @@ def diagnose(record: GenerationRecord, *, device: DeviceSpec | None = None) -> R
 
     Args:
         record: What was measured.
-        device: Ceilings to judge by; None takes what is known of the device the record names.
+        device: Ceilings to judge by; None takes those of this machine if the record was made on it, else none.
 
     Returns:
         Record, verdict and findings.
     """
     if device is None:
-        device = calibration.current_device_spec((record.model.device or "cpu").partition(":")[0])
+        known = calibration.current_device_spec((record.model.device or "cpu").partition(":")[0])
+        device = known if record.device_key in {None, known.key} else None
     opinion = diagnosis.diagnose(record, device=device)
     return Result(record=record, diagnosis=opinion, findings=find(record, opinion))
 

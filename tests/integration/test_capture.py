@@ -9,6 +9,7 @@ import pickle
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import torch
 import inferscope
 from inferscope.capture import intercept
 from inferscope.errors import NoGenerateError, NotAModelError, SettingError, SinkError
+from inferscope.hardware import probe
 
 FIRST_DECODES = [("decode", 1, past, 1) for past in range(9, 14)]
 
@@ -344,3 +346,12 @@ def test_a_sink_may_ask_for_results_without_waiting_for_itself(llama, prompt):
             llama.generate(prompt, max_new_tokens=2)
     assert len(session.results) == 2
     assert [result for result, _ in asked] == list(session.results)
+
+
+def test_a_record_names_its_machine_and_is_not_judged_by_another_s_ceilings(llama, prompt):
+    with inferscope.trace(llama, sinks=()) as session:
+        llama.generate(prompt, max_new_tokens=2)
+    record = session.last.record
+    assert record.device_key == probe.identify("cpu").key
+    assert inferscope.diagnose(record).diagnosis.device is not None
+    assert inferscope.diagnose(replace(record, device_key="another machine")).diagnosis.device is None

@@ -92,7 +92,9 @@ def _judge(record: GenerationRecord, phase: PhaseRecord, device: DeviceSpec | No
             "device time was not measured: host stamps alone cannot judge an asynchronous device",
         )
     if device is None:
-        return _unknown(phase, cost, evidence, "no ceilings are known for this device: run `inferscope calibrate`")
+        return _unknown(
+            phase, cost, evidence, "no ceilings are known for the device this ran on: run `inferscope calibrate` there"
+        )
     passes = max(phase.passes, 1)
     working_set = (cost.weight_bytes + cost.kv_read_bytes) / passes
     roofs = roofs_for(device, record.model.dtype, working_set)

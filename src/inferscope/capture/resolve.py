@@ -100,7 +100,9 @@ class RawRequest:
     def record(
         self,
         model: ModelSpec,
+        *,
         versions: tuple[tuple[str, str], ...] = (),
+        device_key: str | None = None,
         breathe: Callable[[], None] = lambda: None,
     ) -> GenerationRecord:
         """The record; made once, however many sessions ask for it. Call from one thread.
@@ -108,12 +110,15 @@ class RawRequest:
         Args:
             model: What ran.
             versions: (name, version) of what ran.
+            device_key: Identity of the device it ran on.
             breathe: Called between stretches of work, to let the interpreter serve others.
         """
         if self._record is None:
             call = read_call(self.module(), self.call)
             outcome = read_result(call, self.result_shape, self.result)
-            self._record = self._begun().finish(self, call, outcome, model, versions, breathe)
+            self._record = self._begun().finish(
+                self, call, outcome, model, versions=versions, device_key=device_key, breathe=breathe
+            )
             self.result = None
             # The request folds into this object: let go of each other, or only a collection would free them.
             self._resolver = None
@@ -439,7 +444,9 @@ class Resolver:
         call: Call,
         outcome: Outcome,
         model: ModelSpec,
+        *,
         versions: tuple[tuple[str, str], ...] = (),
+        device_key: str | None = None,
         breathe: Callable[[], None] = lambda: None,
     ) -> GenerationRecord:
         """The record of a finished request.
@@ -450,6 +457,7 @@ class Resolver:
             outcome: What came back.
             model: What ran.
             versions: (name, version) of what ran.
+            device_key: Identity of the device it ran on.
             breathe: Called between stretches of work, to let the interpreter serve others.
 
         Returns:
@@ -504,6 +512,7 @@ class Resolver:
             error_type=raw.error_type,
             notes=self._notes(),
             versions=versions,
+            device_key=device_key,
         )
 
     def _ttft(self, *, streaming: bool) -> tuple[int | None, Any]:
