@@ -6,28 +6,20 @@ passes is given to exactly one place, so the ledger closes by construction.
 
 from __future__ import annotations
 
-import heapq
 import secrets
-from collections import Counter
-from dataclasses import dataclass, field
 from functools import lru_cache
-from operator import add, itemgetter
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from inferscope.capture.calls import read_call, read_result
 from inferscope.capture.frames import UNREADABLE, Flag, Mark, Row
 from inferscope.capture.passes import PassFacts, PassName, name_pass
+from inferscope.capture.phases import Cycle, PhaseSums, Tally
 from inferscope.records import (
     GenerationRecord,
     Ledger,
     PassSample,
-    PhaseLedger,
-    PhaseRecord,
-    QuantileSketch,
-    Work,
-    WorstPass,
 )
-from inferscope.specs import monomials, regime_of
 
 if TYPE_CHECKING:
     import weakref
@@ -35,17 +27,15 @@ if TYPE_CHECKING:
 
     from inferscope.capture.calls import Call, Kept, Outcome, RawCall
     from inferscope.capture.frames import Request
-    from inferscope.specs import ModelSpec, Regime
+    from inferscope.specs import ModelSpec
 
-__all__ = ["SAMPLES_KEPT", "WORST_KEPT", "RawRequest", "Resolver"]
+__all__ = ["SAMPLES_KEPT", "RawRequest", "Resolver"]
 
 SAMPLES_KEPT = 4096
 EVENTS_PER_BREATH = 64
 """Events placed in one stretch, about 0.3 ms."""
 _PASS = 0
 _ENDED = itemgetter(0)
-WORST_KEPT = 8
-_PARTS = ("issue", "select", "wait", "deliver", "offcpu", "gc")
 
 
 class RawRequest:
@@ -135,134 +125,6 @@ class RawRequest:
         self._begun().feed(chunks, marks)
 
 
-class _Tally:
-    """Durations gathered one by one for a QuantileSketch."""
-
-    __slots__ = ("counts", "max_ns", "min_ns", "sum_ns")
-
-    def __init__(self) -> None:
-        self.counts: Counter[int] = Counter()
-        self.sum_ns = 0
-        self.min_ns: int | None = None
-        self.max_ns: int | None = None
-
-    def add(self, value_ns: int) -> None:
-        self.counts[QuantileSketch.bucket(value_ns)] += 1
-        self.sum_ns += value_ns
-        self.min_ns = value_ns if self.min_ns is None else min(self.min_ns, value_ns)
-        self.max_ns = value_ns if self.max_ns is None else max(self.max_ns, value_ns)
-
-    def sketch(self) -> QuantileSketch:
-        return QuantileSketch(
-            buckets=tuple(sorted(self.counts.items())),
-            count=sum(self.counts.values()),
-            sum_ns=self.sum_ns,
-            min_ns=self.min_ns,
-            max_ns=self.max_ns,
-        )
-
-
-@dataclass(slots=True)
-class _Cycle:
-    """One pass and what belongs to it, up to the next boundary."""
-
-    start_ns: int
-    parts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0))
-
-
-class _Phase:
-    """A phase while it is being summed."""
-
-    def __init__(self, name: str, start_ns: int) -> None:
-        self.name = name
-        self.start_ns = start_ns
-        self.end_ns = start_ns
-        self.parts = dict.fromkeys(_PARTS, 0)
-        self.passes = 0
-        self.cycles = 0
-        self.tokens: int | None = 0
-        self.syncs: int | None = None
-        self.pass_ns = _Tally()
-        self.work: dict[Regime, tuple[int, tuple[int, ...]]] = {}
-        self.unreadable = False
-        # (cycle_ns, -index, start_ns, parts): the smallest of the slowest is on top.
-        self.worst: list[tuple[int, int, int, tuple[int, ...]]] = []
-
-    def add_cycle(self, cycle: _Cycle) -> None:
-        for name, value in cycle.parts.items():
-            self.parts[name] += value
-        cycle_ns = cycle.parts["issue"] + cycle.parts["select"] + cycle.parts["wait"] + cycle.parts["deliver"]
-        entry = (cycle_ns, -self.cycles, cycle.start_ns, tuple(cycle.parts.values()))
-        self.cycles += 1
-        if len(self.worst) < WORST_KEPT:
-            heapq.heappush(self.worst, entry)
-        else:
-            heapq.heappushpop(self.worst, entry)
-
-    def add_work(self, q: int, past: int, batch: int, logits: int) -> None:
-        if UNREADABLE in (q, past, batch):
-            self.tokens, self.unreadable = None, True
-            return
-        if self.tokens is not None:
-            self.tokens += q * batch
-        regime = regime_of(q, past)
-        values = monomials(batch, q, past, logits)
-        passes, sums = self.work.get(regime, (0, (0,) * len(values)))
-        self.work[regime] = passes + 1, tuple(map(add, sums, values))
-
-    def record(self, origin_ns: int, *, wait_known: bool) -> PhaseRecord:
-        ledger = PhaseLedger(
-            issue_ns=self.parts["issue"],
-            select_ns=self.parts["select"],
-            wait_ns=self.parts["wait"] if wait_known else None,
-            deliver_ns=self.parts["deliver"],
-            offcpu_ns=self.parts["offcpu"],
-            gc_ns=self.parts["gc"],
-        )
-        work = tuple(Work(regime=regime, passes=passes, monomials=sums) for regime, (passes, sums) in self.work.items())
-        return PhaseRecord(
-            name=self.name,
-            start_ns=self.start_ns - origin_ns,
-            end_ns=self.end_ns - origin_ns,
-            wall_ns=ledger.total_ns,
-            passes=self.passes,
-            tokens=self.tokens,
-            pass_ns=self.pass_ns.sketch(),
-            worst=self._worst_passes(origin_ns),
-            ledger=ledger,
-            work=() if self.unreadable else work,
-            syncs=self.syncs,
-        )
-
-    def _worst_passes(self, origin_ns: int) -> tuple[WorstPass, ...]:
-        """The slowest, each with the part that exceeds the phase's mean most; nothing where all are alike."""
-        mean = [self.parts[name] // max(self.cycles, 1) for name in _PARTS]
-        slowest = []
-        for cycle_ns, index, start_ns, parts in sorted(self.worst, reverse=True):
-            excess = {name: parts[i] - mean[i] for i, name in enumerate(_PARTS)}
-            cause = _cause(excess)
-            if excess[cause] > 0 and cycle_ns > sum(mean[:4]):
-                slowest.append(
-                    WorstPass(
-                        index=-index,
-                        start_ns=start_ns - origin_ns,
-                        cycle_ns=cycle_ns,
-                        cause=cause,
-                        excess_ns=excess[cause],
-                    )
-                )
-        return tuple(slowest)
-
-
-def _cause(excess: dict[str, int]) -> str:
-    """The part of the ledger with the largest excess, or the overlay that explains most of it."""
-    part = max(("issue", "select", "wait", "deliver"), key=excess.__getitem__)
-    for overlay in ("gc", "offcpu"):
-        if excess[overlay] > 0 and 2 * excess[overlay] >= excess[part]:
-            return overlay
-    return part
-
-
 class Resolver:
     """Walks the marks of one request; memory is bounded whatever the length."""
 
@@ -280,18 +142,18 @@ class Resolver:
         self._self_ns = 0
         self._gc_ns = 0
         self._pending_puts: list[tuple[int, int]] = []
-        self._phases: dict[str, _Phase] = {}
-        self._phase: _Phase | None = None
-        self._cycle: _Cycle | None = None
+        self._phases: dict[str, PhaseSums] = {}
+        self._phase: PhaseSums | None = None
+        self._cycle: Cycle | None = None
         self._stops = 0
         self._passes = 0
         self._first_stop_ns: int | None = None
         self._first_put_ns: int | None = None
         self._second_pass_ns: int | None = None
         self._last_stop_ns: int | None = None
-        self._gaps = _Tally()
+        self._gaps = Tally()
         self._cpu_read: tuple[int, int] | None = None
-        self._closed: tuple[_Phase, _Cycle] | None = None
+        self._closed: tuple[PhaseSums, Cycle] | None = None
         self._samples: list[PassSample] = []
         self._samples_dropped = 0
 
@@ -375,9 +237,9 @@ class Resolver:
         if self._passes == 1:
             self._second_pass_ns = entered
         phase = self._phase = self._phases.get(phase_name) or self._phases.setdefault(
-            phase_name, _Phase(phase_name, began_ns)
+            phase_name, PhaseSums(phase_name, began_ns)
         )
-        cycle = self._cycle = _Cycle(began_ns)
+        cycle = self._cycle = Cycle(began_ns)
         cycle.parts["select"] += spent_before
         self._self_ns += self._advance(started)
         issue_ns = self._advance(ended)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from inferscope.capture.calls import Call, Kept, Outcome
 from inferscope.capture.frames import BUFFERED_ROWS, CHUNK_ROWS, Flag, Mark, Request, Row
-from inferscope.capture.resolve import SAMPLES_KEPT, WORST_KEPT, RawRequest, Resolver
+from inferscope.capture.phases import WORST_KEPT
+from inferscope.capture.resolve import SAMPLES_KEPT, RawRequest, Resolver
 from inferscope.records import RequestOptions
 from inferscope.specs import ModelSpec
 

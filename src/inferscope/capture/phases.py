@@ -1,0 +1,159 @@
+"""A phase while it is being summed: its ledger, its durations, its slowest passes, the work it was given."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from dataclasses import dataclass, field
+from operator import add
+from typing import TYPE_CHECKING
+
+from inferscope.capture.frames import UNREADABLE
+from inferscope.records import PhaseLedger, PhaseRecord, QuantileSketch, Work, WorstPass
+from inferscope.specs import monomials, regime_of
+
+if TYPE_CHECKING:
+    from inferscope.specs import Regime
+
+__all__ = ["WORST_KEPT", "Cycle", "PhaseSums", "Tally"]
+
+WORST_KEPT = 8
+PARTS = ("issue", "select", "wait", "deliver", "offcpu", "gc")
+
+
+class Tally:
+    """Durations gathered one by one for a QuantileSketch."""
+
+    __slots__ = ("counts", "max_ns", "min_ns", "sum_ns")
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+        self.sum_ns = 0
+        self.min_ns: int | None = None
+        self.max_ns: int | None = None
+
+    def add(self, value_ns: int) -> None:
+        """Take one duration."""
+        self.counts[QuantileSketch.bucket(value_ns)] += 1
+        self.sum_ns += value_ns
+        self.min_ns = value_ns if self.min_ns is None else min(self.min_ns, value_ns)
+        self.max_ns = value_ns if self.max_ns is None else max(self.max_ns, value_ns)
+
+    def sketch(self) -> QuantileSketch:
+        """What was taken so far."""
+        return QuantileSketch(
+            buckets=tuple(sorted(self.counts.items())),
+            count=sum(self.counts.values()),
+            sum_ns=self.sum_ns,
+            min_ns=self.min_ns,
+            max_ns=self.max_ns,
+        )
+
+
+@dataclass(slots=True)
+class Cycle:
+    """One pass and what belongs to it, up to the next boundary."""
+
+    start_ns: int
+    parts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+
+
+class PhaseSums:
+    """A phase while it is being summed."""
+
+    def __init__(self, name: str, start_ns: int) -> None:
+        self.name = name
+        self.start_ns = start_ns
+        self.end_ns = start_ns
+        self.parts = dict.fromkeys(PARTS, 0)
+        self.passes = 0
+        self.cycles = 0
+        self.tokens: int | None = 0
+        self.syncs: int | None = None
+        self.pass_ns = Tally()
+        self.work: dict[Regime, tuple[int, tuple[int, ...]]] = {}
+        self.unreadable = False
+        # (cycle_ns, -index, start_ns, parts): the smallest of the slowest is on top.
+        self.worst: list[tuple[int, int, int, tuple[int, ...]]] = []
+
+    def add_cycle(self, cycle: Cycle) -> None:
+        """Sum a finished cycle, and keep it if it is among the slowest."""
+        for name, value in cycle.parts.items():
+            self.parts[name] += value
+        cycle_ns = cycle.parts["issue"] + cycle.parts["select"] + cycle.parts["wait"] + cycle.parts["deliver"]
+        entry = (cycle_ns, -self.cycles, cycle.start_ns, tuple(cycle.parts.values()))
+        self.cycles += 1
+        if len(self.worst) < WORST_KEPT:
+            heapq.heappush(self.worst, entry)
+        else:
+            heapq.heappushpop(self.worst, entry)
+
+    def add_work(self, q: int, past: int, batch: int, logits: int) -> None:
+        """Sum what a pass was asked to do; one unreadable shape leaves the phase without a cost."""
+        if UNREADABLE in (q, past, batch):
+            self.tokens, self.unreadable = None, True
+            return
+        if self.tokens is not None:
+            self.tokens += q * batch
+        regime = regime_of(q, past)
+        values = monomials(batch, q, past, logits)
+        passes, sums = self.work.get(regime, (0, (0,) * len(values)))
+        self.work[regime] = passes + 1, tuple(map(add, sums, values))
+
+    def record(self, origin_ns: int, *, wait_known: bool) -> PhaseRecord:
+        """The finished phase.
+
+        Args:
+            origin_ns: Start of the request on its clock.
+            wait_known: Whether stop checks were seen; without them the wait is inside `select`.
+        """
+        ledger = PhaseLedger(
+            issue_ns=self.parts["issue"],
+            select_ns=self.parts["select"],
+            wait_ns=self.parts["wait"] if wait_known else None,
+            deliver_ns=self.parts["deliver"],
+            offcpu_ns=self.parts["offcpu"],
+            gc_ns=self.parts["gc"],
+        )
+        work = tuple(Work(regime=regime, passes=passes, monomials=sums) for regime, (passes, sums) in self.work.items())
+        return PhaseRecord(
+            name=self.name,
+            start_ns=self.start_ns - origin_ns,
+            end_ns=self.end_ns - origin_ns,
+            wall_ns=ledger.total_ns,
+            passes=self.passes,
+            tokens=self.tokens,
+            pass_ns=self.pass_ns.sketch(),
+            worst=self._worst_passes(origin_ns),
+            ledger=ledger,
+            work=() if self.unreadable else work,
+            syncs=self.syncs,
+        )
+
+    def _worst_passes(self, origin_ns: int) -> tuple[WorstPass, ...]:
+        """The slowest, each with the part that exceeds the phase's mean most; nothing where all are alike."""
+        mean = [self.parts[name] // max(self.cycles, 1) for name in PARTS]
+        slowest = []
+        for cycle_ns, index, start_ns, parts in sorted(self.worst, reverse=True):
+            excess = {name: parts[i] - mean[i] for i, name in enumerate(PARTS)}
+            cause = _cause(excess)
+            if excess[cause] > 0 and cycle_ns > sum(mean[:4]):
+                slowest.append(
+                    WorstPass(
+                        index=-index,
+                        start_ns=start_ns - origin_ns,
+                        cycle_ns=cycle_ns,
+                        cause=cause,
+                        excess_ns=excess[cause],
+                    )
+                )
+        return tuple(slowest)
+
+
+def _cause(excess: dict[str, int]) -> str:
+    """The part of the ledger with the largest excess, or the overlay that explains most of it."""
+    part = max(("issue", "select", "wait", "deliver"), key=excess.__getitem__)
+    for overlay in ("gc", "offcpu"):
+        if excess[overlay] > 0 and 2 * excess[overlay] >= excess[part]:
+            return overlay
+    return part
