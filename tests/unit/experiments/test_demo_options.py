@@ -36,7 +36,7 @@ def test_without_exporters_the_demo_goes_on_and_says_so(monkeypatch, tmp_path):
     providers, files = demo._outlets(DemoOptions(), tmp_path)
     assert providers is None
     assert files[0].startswith("no spans: ")
-    assert "inferscope[otlp]" in files[0]
+    assert "extra [otlp]" in files[0]
 
 
 def test_without_exporters_an_endpoint_that_was_asked_for_is_an_error(monkeypatch, tmp_path):

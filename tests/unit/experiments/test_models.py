@@ -187,7 +187,7 @@ def test_a_package_without_its_file_names_the_command(monkeypatch, tmp_path):
 
 def test_transformers_missing_names_the_extra(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingExtraError, match=r"inferscope\[hf\]"):
+    with pytest.raises(MissingExtraError, match=r"extra \[hf\]"):
         models.load(str(folder))
 
 
