@@ -7,6 +7,7 @@ python benchmarks/tables.py --check    fails where a page is not what the result
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def page(name: str) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - Markdown from our own numbers
     )
-    environment.globals.update(difference=difference, tally=tally, shares=shares)
+    environment.globals.update(difference=difference, median=statistics.median, tally=tally, shares=shares)
     return environment.get_template(f"{name}.j2").render(results=data["results"], machine=machine(data["machine"]))
 
 

@@ -68,6 +68,29 @@ def verdict(result: Result, phase: str) -> dict[str, Any]:
     }
 
 
+def gemm_flops_per_s() -> float:
+    """FLOP/s of a float32 matrix product of 1,024 cubed now: median of eleven."""
+    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    times_s = []
+    for _ in range(12):
+        started = time.perf_counter()
+        left @ right
+        times_s.append(time.perf_counter() - started)
+    return 2 * 1024**3 / statistics.median(times_s[1:])
+
+
+def beside_gemm(model: Any, ids: torch.Tensor, device: DeviceSpec) -> list[float]:  # noqa: ANN401 - a model
+    """Prefill's FLOP/s over those of a matrix product right before and after it, so that neighbours hit both."""
+    ratios = []
+    before = gemm_flops_per_s()
+    for _ in range(3 * ROUNDS):
+        prefill = traced(model, ids, device, 1).diagnosis.phase("prefill")
+        after = gemm_flops_per_s()
+        ratios.append(prefill.achieved_flops_per_s / ((before + after) / 2))
+        before = after
+    return ratios
+
+
 def repeated(model: Any, ids: torch.Tensor, device: DeviceSpec, tokens: int) -> dict[str, Any]:  # noqa: ANN401 - a model
     """The verdicts of several runs of one workload, and the evidence of the one with the median prefill."""
     traced(model, ids, device, 4)
@@ -120,6 +143,7 @@ def main() -> None:
         }
         smollm2 = load(None).model
         results["smollm2"] = repeated(smollm2, torch.randint(10, 40_000, (1, 256)), device, 32)
+        results["prefill_beside_gemm"] = beside_gemm(smollm2, torch.randint(10, 40_000, (1, 256)), device)
         results["delays_smollm2"] = delays(smollm2, torch.randint(10, 40_000, (1, 16)), device, 12)
     for name in ("smollm2", "tiny_llama"):
         for phase in ("prefill", "decode"):
@@ -130,6 +154,8 @@ def main() -> None:
             for entry in row["evidence"]:
                 print(f"    {entry['metric']} {entry['value']:.4g} against {entry['threshold']} ({entry['note']})")
     print("prefill MFU", [round(value, 3) for value in results["smollm2"]["prefill_mfu"]])
+    ratios = results["prefill_beside_gemm"]
+    print("prefill beside a GEMM", statistics.median(ratios), [round(value, 2) for value in ratios])
     for name in ("delays_smollm2", "delays_tiny_llama"):
         for row in results[name]:
             taken, recovered, error = row["taken_us"], row["recovered_us"], 100 * row["error_share"]
