@@ -97,27 +97,30 @@ class Session:
         self._sinks = sinks
         self._attachment: intercept.Attachment | None = None
         self._depth = 0
+        self._entering = threading.Lock()  # one decorated function runs in many threads
         self._results: deque[Result] = deque(maxlen=settings.keep_results)
         self._pending = 0
         self._changed = threading.Condition()
 
     def __enter__(self) -> Session:
         """Attach; entering twice is counted."""
-        self._depth += 1
-        if self._depth == 1 and not self._settings.disabled:
-            self._attachment = intercept.attach(self._model, _Inbox(self, self._settings))
-            _PIPELINE.open()
+        with self._entering:
+            self._depth += 1
+            if self._depth == 1 and not self._settings.disabled:
+                self._attachment = intercept.attach(self._model, _Inbox(self, self._settings))
+                _PIPELINE.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Detach; results that are still being made arrive later. The user's exception passes through."""
-        self._depth -= 1
-        if self._depth == 0 and self._attachment is not None:
-            self._attachment.detach()
-            self._attachment = None
-            _PIPELINE.close()
+        with self._entering:
+            self._depth -= 1
+            if self._depth == 0 and self._attachment is not None:
+                self._attachment.detach()
+                self._attachment = None
+                _PIPELINE.close()
 
     async def __aenter__(self) -> Session:
         """Attach."""

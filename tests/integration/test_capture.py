@@ -348,6 +348,19 @@ def test_a_sink_may_ask_for_results_without_waiting_for_itself(llama, prompt):
     assert [result for result, _ in asked] == list(session.results)
 
 
+def test_a_decorated_function_runs_in_many_threads_and_leaves_nothing(llama, prompt):
+    session = inferscope.trace(llama, sinks=())
+    answer = session(lambda: llama.generate(prompt, max_new_tokens=2))
+    threads = [threading.Thread(target=lambda: [answer() for _ in range(10)]) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(session.results) == 60
+    assert len({result.record.request_id for result in session.results}) == 60
+    assert session._depth == 0
+
+
 def test_a_record_names_its_machine_and_is_not_judged_by_another_s_ceilings(llama, prompt):
     with inferscope.trace(llama, sinks=()) as session:
         llama.generate(prompt, max_new_tokens=2)

@@ -363,7 +363,11 @@ def _open_request(
     entered: int, hooked: _Hooked, instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> RawRequest:
     return RawRequest(
-        Request(entered_ns=entered, started_unix_ns=time.time_ns(), clock=_CLOCK),
+        Request(
+            entered_ns=entered,
+            started_unix_ns=time.time_ns() - (_CLOCK.now_ns() - entered),  # of the entry, not of this line
+            clock=_CLOCK,
+        ),
         hold(args, kwargs),
         weakref.ref(instance),
         parent_context=opentelemetry.context.get_current(),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from inferscope.capture.calls import Call, Kept, Outcome, RawCall
     from inferscope.capture.frames import Request
+    from inferscope.records import PhaseRecord
     from inferscope.specs import ModelSpec
 
 __all__ = ["SAMPLES_KEPT", "RawRequest", "Resolver"]
@@ -326,23 +327,9 @@ class Resolver:
             A record whose ledger sums to its wall exactly.
         """
         request = raw.request
-        for index, event in enumerate(_in_time(*request.gathered())):
-            self._place_event(event)
-            if index % EVENTS_PER_BREATH == 0:
-                breathe()
-        self._flush_puts()
-        if self._passes == 0:
-            self._setup_ns += self._advance(request.returned_ns)
-        self._close_cycle()
-        if request.cpu_ns != UNREADABLE:
-            self._read_cpu(request.returned_ns, request.cpu_ns)
-        self._sum_closed()
-        tail_ns = self._advance(request.returned_ns)
-        self._self_ns += self._advance(request.left_ns)
+        tail_ns = self._walk_to_the_end(request, breathe)
         wall_ns = request.left_ns - request.entered_ns
         phases = tuple(phase.record(self._origin_ns, wait_known=self._stops > 0) for phase in self._phases.values())
-        walls = tuple((phase.name, phase.wall_ns) for phase in phases)
-        placed_ns = self._setup_ns + sum(wall for _, wall in walls) + tail_ns + self._self_ns
         output_tokens, finish_reasons = outcome.count(call)
         ttft_ns, ttft_method = self._ttft(streaming=call.options.streaming)
         return GenerationRecord(
@@ -361,13 +348,7 @@ class Resolver:
             finish_reasons=finish_reasons,
             options=call.options,
             phases=phases,
-            ledger=Ledger(
-                setup_ns=self._setup_ns,
-                phases_ns=walls,
-                tail_ns=tail_ns,
-                self_ns=self._self_ns,
-                residual_ns=wall_ns - placed_ns,
-            ),
+            ledger=self._ledger(phases, tail_ns, wall_ns),
             pass_samples=tuple(self._samples),
             pass_samples_dropped=self._samples_dropped,
             status="aborted" if raw.error_type else "ok",
@@ -375,6 +356,34 @@ class Resolver:
             notes=self._notes(),
             versions=versions,
             device_key=device_key,
+        )
+
+    def _walk_to_the_end(self, request: Request, breathe: Callable[[], None]) -> int:
+        """Place what was not folded, then the rest of the request; the tail."""
+        for index, event in enumerate(_in_time(*request.gathered())):
+            self._place_event(event)
+            if index % EVENTS_PER_BREATH == 0:
+                breathe()
+        self._flush_puts()
+        if self._passes == 0:
+            self._setup_ns += self._advance(request.returned_ns)
+        self._close_cycle()
+        if request.cpu_ns != UNREADABLE:
+            self._read_cpu(request.returned_ns, request.cpu_ns)
+        self._sum_closed()
+        tail_ns = self._advance(request.returned_ns)
+        self._self_ns += self._advance(request.left_ns)
+        return tail_ns
+
+    def _ledger(self, phases: tuple[PhaseRecord, ...], tail_ns: int, wall_ns: int) -> Ledger:
+        walls = tuple((phase.name, phase.wall_ns) for phase in phases)
+        placed_ns = self._setup_ns + sum(wall for _, wall in walls) + tail_ns + self._self_ns
+        return Ledger(
+            setup_ns=self._setup_ns,
+            phases_ns=walls,
+            tail_ns=tail_ns,
+            self_ns=self._self_ns,
+            residual_ns=wall_ns - placed_ns,
         )
 
     def _ttft(self, *, streaming: bool) -> tuple[int | None, Any]:

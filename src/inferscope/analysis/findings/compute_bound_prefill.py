@@ -45,8 +45,7 @@ def _faster_dtype(case: Case) -> tuple[float, float, str]:
     if now is None or best is None or best[0] <= 1.1 * now.value:
         return 0.0, 0.0, ""
     ideal = 1 - now.value / best[0]
-    return (
-        0.3 * ideal,
-        ideal,
-        f"{best[1]} has {best[0] / now.value:.1f} times the measured peak; casts cost some of it",
+    basis = (
+        f"that 30 to 100 % of what {best[1]}'s {best[0] / now.value:.1f} times higher measured peak allows is reached"
     )
+    return 0.3 * ideal, ideal, basis

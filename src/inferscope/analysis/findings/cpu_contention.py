@@ -31,7 +31,11 @@ def look(case: Case) -> Finding | None:
         evidence=(
             Evidence(metric="offcpu_share", value=share, threshold=AWAY, source="measured", note="of the phase"),
         ),
-        saves=case.saves(0.5 * share, share, "the thread runs whenever it can; its helpers may wait as well"),
+        saves=case.saves(
+            0.5 * share,
+            share,
+            "that at least half of it comes back (assumed)",
+        ),
         action="Look at what else runs: other processes, threads that hold the interpreter, a CPU quota, more intra-op "
         "threads than cores (torch.set_num_threads).",
         not_helping="Anything about the model. Numbers taken meanwhile say little about kernels and ceilings.",

@@ -31,7 +31,7 @@ def look(case: Case) -> Finding | None:
             *(row for row in case.verdict.evidence if row.metric in {"roof_per_pass_ns", "dispatch_per_pass_ns"}),
             *gemv,
         ),
-        saves=case.saves(0.2 * share, 0.8 * share, "other kernels recover 20 to 80 % of the time below the roof"),
+        saves=case.saves(0.2 * share, 0.8 * share, "that other kernels recover 20 to 80 % of it (assumed)"),
         action="Try other kernels for the same work: another dtype, torch.compile, a thread count equal to the "
         "physical cores, larger batches (matrix times vector is the slowest kernel a CPU has).",
         not_helping="Buying bandwidth or FLOP/s: what is there is not used.",
