@@ -49,9 +49,20 @@ def _host_state() -> dict[str, object]:
         utils = sys.modules["transformers.generation.utils"]
         for owner in (utils.GenerationMixin, getattr(utils, "StopCheck", None)):
             if owner is not None:
-                for name in ("generate", "_prefill", "__call__"):
+                for name in ("generate", "_prefill", "_prefill_chunking", "__call__"):
                     state[f"{owner.__name__}.{name}"] = owner.__dict__.get(name)
+        state["wrapped classes"] = [
+            owner.__name__
+            for owner in _subclasses(utils.GenerationMixin)
+            if "watched" in str(owner.__dict__.get("__call__"))
+        ]
     return {key: value for key, value in state.items() if value}
+
+
+def _subclasses(owner):
+    for child in owner.__subclasses__():
+        yield child
+        yield from _subclasses(child)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ memory that the model has just pushed out of the caches, which costs more than a
 
 from __future__ import annotations
 
+import threading
 from array import array
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -21,15 +22,26 @@ if TYPE_CHECKING:
 
     from inferscope.meters.clock import Clock
 
-__all__ = ["BUFFERED_ROWS", "CURRENT", "UNREADABLE", "Flag", "Frame", "Mark", "Request", "Row"]
+__all__ = [
+    "BUFFERED_ROWS",
+    "CHUNK_END",
+    "CURRENT",
+    "SLOW_PASS_NS",
+    "STEADY",
+    "UNREADABLE",
+    "Flag",
+    "Frame",
+    "Mark",
+    "Request",
+    "Row",
+    "cached_tokens",
+]
 
 BUFFERED_ROWS = 4096
 """Rows held before they are folded: 400 kB, whatever the length of the request."""
 CHUNK_ROWS = 64
 SLOW_PASS_NS = 2_000_000
 """Passes above this have their CPU time read each; shorter ones are read in groups, reading costs half a us."""
-_CPU_GROUP = 7
-"""Bit mask: of short passes every eighth is read."""
 
 
 class Row:
@@ -73,8 +85,9 @@ class Flag:
     ABORTED = 256
 
 
-_CHUNK_END = Row.WIDTH * CHUNK_ROWS
-_STEADY = Flag.HAS_CACHE | Flag.FRAME_CACHE | Flag.SAME_CACHE
+CHUNK_END = Row.WIDTH * CHUNK_ROWS
+STEADY = Flag.HAS_CACHE | Flag.FRAME_CACHE | Flag.SAME_CACHE
+"""The flags of the plain next pass on the frame's cache."""
 # The caches of these are cropped between passes, so that a sum of what was put in does not hold.
 _CROPPED = Flag.ASSISTED | Flag.ASSISTANT | Flag.FOREIGN
 
@@ -97,6 +110,7 @@ class Request:
         "dead",
         "entered_ns",
         "fold",
+        "in_pass",
         "in_put",
         "left_ns",
         "marks",
@@ -105,6 +119,7 @@ class Request:
         "rows",
         "started_ns",
         "started_unix_ns",
+        "thread",
     )
 
     def __init__(
@@ -133,18 +148,11 @@ class Request:
         self.rows = _chunk()
         self.row = 0
         self.marks: list[tuple[int, int, int]] = []
+        self.in_pass = False
         self.in_put = False
+        self.thread = threading.get_ident()
         # After a fault of ours nothing more is recorded, and there is no record.
         self.dead = False
-
-    def stop_checked(self, started: int, ended: int) -> None:
-        """A stop check ran: it belongs to the row of the pass before it, or beside the rows."""
-        last = self.row - Row.WIDTH
-        if last >= 0 and self.rows[last + Row.STOP_ENDED] == 0:
-            self.rows[last + Row.STOP_STARTED] = started
-            self.rows[last + Row.STOP_ENDED] = ended
-        else:
-            self.marks.append((Mark.STOP, started, ended))
 
     def next_chunk(self) -> None:
         """The array is full: begin another, and fold when there are too many, at our own cost."""
@@ -166,117 +174,78 @@ def _chunk() -> array[int]:
 
 
 class Frame:
-    """One running `generate`: what the naming rule needs to know about its passes."""
+    """One running `generate`, or one other model in it: what the naming rule needs to know about its passes.
+
+    Attributes:
+        module: Whose forwards these are; None after a fault.
+        thread: The thread the request runs in. A context may be copied into others, which have no part in it.
+        cache: The cache that `look` saw first.
+        summed: The same, where the tokens in it are known to be the sum of what was put in; else None.
+        past: That sum.
+        seen: Forwards so far.
+        slow: Whether the last pass was long enough for reading the CPU time each time.
+    """
 
     __slots__ = (
-        "_clock",
-        "_depth",
-        "_now_ns",
-        "_slow",
         "cache",
         "flags",
         "module",
+        "now_ns",
+        "others",
         "past",
         "request",
         "seen",
+        "slow",
+        "summed",
+        "thread",
+        "thread_cpu_ns",
     )
 
     def __init__(self, request: Request, module: object, *, flags: int = 0) -> None:
         """Open a frame.
 
         Args:
-            request: Whose marks it adds to.
+            request: Whose rows it adds to.
             module: Whose forwards are counted.
             flags: Facts true of its passes: `Flag.ASSISTED`, `Flag.ASSISTANT`, and while it lasts `Flag.IN_PREFILL`.
         """
         self.request = request
         self.module = module
         self.flags = flags
+        self.thread = request.thread
+        self.now_ns = request.clock.now_ns
+        self.thread_cpu_ns = request.clock.thread_cpu_ns
         self.cache: object | None = None
+        self.summed: object | None = None
         self.past = 0
         self.seen = 0
-        self._clock = request.clock
-        self._now_ns = request.clock.now_ns
-        self._depth = 0
-        self._slow = True
+        self.slow = True
+        self.others: dict[int, Frame] = {}
 
-    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any], extra_flags: int = 0) -> None:
-        """A forward begins. The last thing this does is read the clock.
-
-        Written flat: it runs once per token, and a call costs as much as what it would hide.
-        """
-        now_ns = self._now_ns
-        entered = now_ns()
-        self._depth += 1
-        if self._depth > 1:  # a model that calls itself: the outer forward holds the time
-            return
-        get = kwargs.get
-        ids = get("input_ids")
-        if ids is not None:
-            batch, q = ids.shape
-        else:
-            batch, q = _shape(args, kwargs)
-        cache = get("past_key_values")
-        flags = self.flags | extra_flags
-        if cache is not None and cache is self.cache and not flags & _CROPPED:
-            flags |= _STEADY
-            past = self.past
-        else:
-            flags, past = self._look(cache, kwargs, flags)
-        if self.past != UNREADABLE and flags & Flag.SAME_CACHE:
-            self.past += q
-        logits = get("logits_to_keep")
-        seen = self.seen
-        self.seen = seen + 1
-        request = self.request
-        rows, row = request.rows, request.row
-        rows[row] = entered
-        rows[row + 4] = q
-        rows[row + 5] = past
-        rows[row + 6] = batch
-        rows[row + 7] = logits if type(logits) is int and logits > 0 else q
-        rows[row + 8] = flags
-        if seen > 1 and seen & _CPU_GROUP and not self._slow:
-            rows[row + 9] = UNREADABLE
-        else:
-            rows[row + 9] = self._clock.thread_cpu_ns()
-        rows[row + 1] = now_ns()
-
-    def leave(self, extra_flags: int = 0) -> None:
-        """The forward ended; the first thing this does is read the clock."""
-        now_ns = self._now_ns
-        ended = now_ns()
-        self._depth -= 1
-        if self._depth:
-            self._depth = max(self._depth, 0)  # below 0: it was entered before tracing began
-            return
-        request = self.request
-        rows, row = request.rows, request.row
-        self._slow = ended - rows[row + 1] > SLOW_PASS_NS
-        rows[row + 2] = ended
-        if extra_flags:
-            rows[row + 8] |= extra_flags
-        request.row = row + 12
-        rows[row + 3] = now_ns()
-        if request.row == _CHUNK_END:
-            request.next_chunk()
+    def other(self, module: object, flag: int) -> Frame:
+        """The frame of another module that is called directly within this one, such as a draft head."""
+        frame = self.others.get(id(module))
+        if frame is None or frame.module is not module:
+            frame = self.others[id(module)] = Frame(self.request, module, flags=self.flags | flag)
+        return frame
 
     def close(self) -> None:
-        """End a pass that an exception left open: its hook was not called."""
-        if self._depth > 0:
-            self._depth = 1
-            self.leave(Flag.ABORTED)
-        self.cache = None
+        """Let go of the caches: they may be large."""
+        self.cache = self.summed = None
+        self.others = {}
 
-    def _look(self, cache: object | None, kwargs: dict[str, Any], flags: int) -> tuple[int, int]:
+    def look(self, cache: object | None, kwargs: dict[str, Any], q: int) -> tuple[int, int]:
         """Flags and cached tokens of a pass that is not the plain next one on the frame's cache."""
+        flags = self.flags
         if cache is None:
             cache = kwargs.get("cache_params")
         if self.seen == 0:
             flags |= Flag.FIRST
         if self.cache is None and cache is not None:  # some models make theirs in the first forward
             self.cache = cache
-            self.past = _cached_tokens(cache)
+            self.past = cached_tokens(cache)
+            if self.past != UNREADABLE and not flags & _CROPPED:
+                self.summed = cache
         if self.cache is not None:
             flags |= Flag.FRAME_CACHE
         if cache is self.cache:
@@ -284,22 +253,25 @@ class Frame:
         if cache is None:
             return flags, 0
         flags |= Flag.HAS_CACHE
-        summed = flags & Flag.SAME_CACHE and not flags & _CROPPED
-        return flags, self.past if summed else _cached_tokens(cache)
+        if cache is not self.summed:
+            return flags, cached_tokens(cache)
+        past = self.past
+        self.past = past + q
+        return flags, past
+
+    @staticmethod
+    def shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+        """Batch size and new tokens of a forward without `input_ids`, UNREADABLE where there is nothing to tell."""
+        for name in ("decoder_input_ids", "inputs_embeds", "decoder_inputs_embeds"):
+            tensor = kwargs.get(name)
+            if tensor is not None:
+                return tensor.shape[0], tensor.shape[1]
+        if args and hasattr(args[0], "shape") and len(args[0].shape) > 1:
+            return args[0].shape[0], args[0].shape[1]
+        return UNREADABLE, UNREADABLE
 
 
-def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
-    """Batch size and new tokens of a forward without `input_ids`, UNREADABLE where there is nothing to tell."""
-    for name in ("decoder_input_ids", "inputs_embeds", "decoder_inputs_embeds"):
-        tensor = kwargs.get(name)
-        if tensor is not None:
-            return tensor.shape[0], tensor.shape[1]
-    if args and hasattr(args[0], "shape") and len(args[0].shape) > 1:
-        return args[0].shape[0], args[0].shape[1]
-    return UNREADABLE, UNREADABLE
-
-
-def _cached_tokens(cache: Any) -> int:  # noqa: ANN401 - caches share no base class across versions
+def cached_tokens(cache: Any) -> int:  # noqa: ANN401 - caches share no base class across versions
     """Tokens in a cache where that is a plain integer; a device tensor is not read, since reading would sync."""
     try:
         length = cache.get_seq_length()

@@ -1,9 +1,8 @@
-"""Attaching to a model: forward hooks on the module, wraps on the classes of transformers.
+"""Attaching to a model: wraps on its classes, gated by a registry of the modules that are traced.
 
-Everything that names a part of transformers stands here. Hooks are module-level functions and state lives in a
-weak registry, so that a traced model can still be copied, pickled and freed; a copy keeps the hooks but is not
-in the registry, so they do nothing there. `module.forward` is never replaced: that breaks deepcopy, pickle,
-accelerate's own hook and transformers' look at the forward's signature.
+Everything that names a part of transformers stands here. Nothing is put on the module itself, so that a traced model
+can still be copied, pickled, moved, compiled and freed, and is the same model afterwards. `module.forward` is never
+replaced: that breaks deepcopy, pickle, accelerate's own hook and transformers' look at the forward's signature.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import importlib
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import opentelemetry.context
@@ -20,6 +20,7 @@ import wrapt
 
 from inferscope import notices
 from inferscope.capture.calls import hold, hold_result, is_assistant, is_assisted
+from inferscope.capture.forward import watched
 from inferscope.capture.frames import CURRENT, Flag, Frame, Mark, Request
 from inferscope.capture.resolve import RawRequest
 from inferscope.errors import NoGenerateError, NotAModelError
@@ -38,7 +39,7 @@ __all__ = ["Attachment", "Receiver", "active_requests", "attach", "target_of"]
 _CLOCK: Clock = SystemClock()
 _current = CURRENT.get
 _lock = threading.RLock()
-_registry: weakref.WeakKeyDictionary[object, _Hooked] = weakref.WeakKeyDictionary()
+_registry: weakref.WeakKeyDictionary[object, _Observed] = weakref.WeakKeyDictionary()
 _wraps: dict[tuple[type, str], _ClassWrap] = {}
 _running: set[Request] = set()
 
@@ -68,28 +69,19 @@ class Attachment:
                 return
             _GC.stop()
             module = self._module()
-            hooked = _registry.get(module) if module is not None else None
-            if module is not None and hooked is not None:
-                hooked.receivers = tuple(kept for kept in hooked.receivers if kept is not receiver)
-                if not hooked.receivers:
-                    hooked.remove()
+            observed = _registry.get(module) if module is not None else None
+            if module is not None and observed is not None:
+                observed.receivers = tuple(kept for kept in observed.receivers if kept is not receiver)
+                if not observed.receivers:
                     del _registry[module]
             _release_classes()
 
 
-class _Hooked:
-    """The hooks of one module, shared by all who trace it."""
+class _Observed:
+    """A module in the registry, and all who trace it."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self) -> None:
         self.receivers: tuple[Receiver, ...] = ()
-        self._handles = (
-            module.register_forward_pre_hook(before_forward, with_kwargs=True, prepend=True),
-            module.register_forward_hook(after_forward),
-        )
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 class _Opened(NamedTuple):
@@ -100,18 +92,25 @@ class _Opened(NamedTuple):
     receivers: tuple[Receiver, ...] = ()
 
 
-class _ClassWrap:
-    """A wrapped class attribute and what stood there before."""
+_ABSENT = object()
 
-    def __init__(self, owner: type, name: str, wrap: Callable[[Any], Any]) -> None:
+
+class _ClassWrap:
+    """A wrapped class attribute and what stood there before: perhaps nothing, where it was inherited."""
+
+    def __init__(self, owner: type, name: str, wrap: Callable[[type, Any], Any]) -> None:
         self.owner, self.name = owner, name
-        self.original = owner.__dict__[name]
-        self.ours = wrap(self.original)
+        self.original = owner.__dict__.get(name, _ABSENT)
+        self.ours = wrap(owner, self.original)
         setattr(owner, name, self.ours)
 
     def restore(self) -> None:
         # Somebody may have wrapped on top of us: theirs stays, and ours, gated by the registry, passes through.
-        if self.owner.__dict__.get(self.name) is self.ours:
+        if self.owner.__dict__.get(self.name) is not self.ours:
+            return
+        if self.original is _ABSENT:
+            delattr(self.owner, self.name)
+        else:
             setattr(self.owner, self.name, self.original)
 
 
@@ -134,10 +133,10 @@ def attach(model: object, receiver: Receiver) -> Attachment:
         for owner, name, wrap in _seams(type(module)):
             if (owner, name) not in _wraps:
                 _wraps[owner, name] = _ClassWrap(owner, name, wrap)
-        hooked = _registry.get(module)
-        if hooked is None:
-            hooked = _registry[module] = _Hooked(module)
-        hooked.receivers = (*hooked.receivers, receiver)
+        observed = _registry.get(module)
+        if observed is None:
+            observed = _registry[module] = _Observed()
+        observed.receivers = (*observed.receivers, receiver)
         _GC.start()
     return Attachment(module, receiver)
 
@@ -187,21 +186,56 @@ def active_requests() -> bool:
     return bool(_running)
 
 
-def _seams(model_class: type) -> list[tuple[type, str, Callable[[Any], Any]]]:
+def _seams(model_class: type) -> list[tuple[type, str, Callable[[type, Any], Any]]]:
     """Where transformers of this version can be wrapped: (class, attribute, what makes the wrap)."""
-    wraps: dict[str, Callable[[Any], Any]] = {
-        "generate": lambda original: wrapt.FunctionWrapper(original, _around_generate),
-        "_prefill": lambda original: wrapt.FunctionWrapper(original, _around_prefill),
-        "_prefill_chunking": lambda original: wrapt.FunctionWrapper(original, _around_prefill),
+    wraps: dict[str, Callable[[type, Any], Any]] = {
+        "generate": lambda _owner, original: wrapt.FunctionWrapper(original, _around_generate),
+        "_prefill": lambda _owner, original: wrapt.FunctionWrapper(original, _around_prefill),
+        "_prefill_chunking": lambda _owner, original: wrapt.FunctionWrapper(original, _around_prefill),
+        "get_compiled_call": lambda _owner, original: wrapt.FunctionWrapper(original, _around_compiled_call),
     }
-    seams: list[tuple[type, str, Callable[[Any], Any]]] = [
+    seams: list[tuple[type, str, Callable[[type, Any], Any]]] = [
         (owner, name, wrap) for owner in model_class.__mro__ for name, wrap in wraps.items() if name in owner.__dict__
     ]
+    seams.append((model_class, "__call__", _watched_call))
     try:
         stop_check = importlib.import_module("transformers.generation.utils").StopCheck
     except (ImportError, AttributeError):  # before 5.x the flag is read inline: there is no seam
         return seams
     return [*seams, (stop_check, "__call__", _timed_stop_check)]
+
+
+def _watched_call(owner: type, original: Any) -> Callable[..., Any]:  # noqa: ANN401 - a function, or nothing
+    """What stands in for `__call__` of a model's class."""
+    if original is _ABSENT:
+        definer = next(base for base in owner.__mro__[1:] if "__call__" in base.__dict__)
+        below: Any = next(base for base in owner.__mro__[1:] if issubclass(base, definer))
+    else:
+        below = SimpleNamespace(__call__=original)
+    return _watched(below)
+
+
+def _watched(below: Any) -> Callable[..., Any]:  # noqa: ANN401 - see forward.watched
+    import torch  # noqa: PLC0415 - a model is there, so torch is loaded
+
+    call = watched(below, torch.compiler.is_compiling, _other_frame, _step_aside)
+    _hide_from_dynamo(call)
+    return call
+
+
+def _hide_from_dynamo(function: Callable[..., Any]) -> None:
+    """Have torch.compile leave this frame alone and begin with the one below it.
+
+    It would otherwise trace `__call__` as the top of the graph, and nothing of ours would run any more. What torch
+    offers for this in public imports half a second of compiler, so the switch below it is set; where a version has
+    none, a forward compiled through `__call__` goes unseen, no more.
+    """
+    try:
+        switch: Any = importlib.import_module("torch._C._dynamo.eval_frame")
+        skip, default = switch._FrameAction.SKIP, switch._FrameAction.DEFAULT  # noqa: SLF001 - feature-detected
+        switch.set_code_exec_strategy(function.__code__, switch._FrameExecStrategy(skip, default))  # noqa: SLF001
+    except (ImportError, AttributeError, TypeError):
+        return
 
 
 def _release_classes() -> None:
@@ -211,30 +245,17 @@ def _release_classes() -> None:
         _wraps.pop(key).restore()
 
 
-def before_forward(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of traced modules."""
-    frame = _current()
-    if frame is None:
-        return
+def _other_frame(frame: Frame, module: object) -> Frame | None:
+    """The frame for a forward that is not plainly the next of the running frame; None where it is not recorded."""
     try:
-        if frame.module is module:
-            frame.enter(args, kwargs)
-        elif module in _registry and not frame.request.dead:
-            frame.enter(args, kwargs, Flag.FOREIGN)
+        request = frame.request
+        # Within a pass the outer forward holds the time; another thread may have been given a copy of our context.
+        if request.in_pass or request.dead or frame.thread != threading.get_ident() or module not in _registry:
+            return None
+        return frame.other(module, Flag.FOREIGN)
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         _step_aside(frame, error)
-
-
-def after_forward(module: torch.nn.Module, _args: object, _output: object) -> None:
-    """Forward hook of traced modules. Not called where the forward raises: the frame's end closes the pass then."""
-    frame = _current()
-    if frame is None:
-        return
-    try:
-        if frame.module is module or (module in _registry and not frame.request.dead):
-            frame.leave()
-    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
-        _step_aside(frame, error)
+        return None
 
 
 def _around_generate(
@@ -271,7 +292,23 @@ def _around_prefill(
         frame.flags &= ~Flag.IN_PREFILL
 
 
-def _timed_stop_check(original: Callable[..., Any]) -> Callable[..., Any]:
+def _around_compiled_call(
+    wrapped: Callable[..., Any], instance: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:  # noqa: ANN401 - a callable
+    """The compiled forward, watched from outside: it may have been compiled before we came, and holds `__call__`."""
+    compiled = wrapped(*args, **kwargs)
+    frame = _current()
+    if frame is None or frame.module is not instance:
+        return compiled
+    try:
+        below = SimpleNamespace(__call__=lambda _self, *args, **kwargs: compiled(*args, **kwargs))
+        return functools.partial(_watched(below), instance)
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        _step_aside(frame, error)
+        return compiled
+
+
+def _timed_stop_check(_owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
     """The stop check with a mark. A plain function: it runs once per token, and wrapt's costs thrice as much."""
 
     @functools.wraps(original)
@@ -279,12 +316,19 @@ def _timed_stop_check(original: Callable[..., Any]) -> Callable[..., Any]:
         frame = _current()
         if frame is None or frame.flags & Flag.ASSISTANT:
             return original(self, *args, **kwargs)
-        started = _CLOCK.now_ns()
+        now_ns = frame.now_ns
+        started = now_ns()
         try:
             return original(self, *args, **kwargs)
         finally:
-            # Writing two integers cannot fail, and what a dead request holds is never read.
-            frame.request.stop_checked(started, _CLOCK.now_ns())
+            # Writing integers cannot fail, and what a dead request holds is never read.
+            request = frame.request
+            rows, row = request.rows, request.row
+            if row and not rows[row - 1]:
+                rows[row - 2] = started
+                rows[row - 1] = now_ns()
+            else:
+                request.marks.append((Mark.STOP, started, now_ns()))
 
     return stop_check
 
@@ -336,20 +380,20 @@ def _open(
     entered: int, instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[_Opened | None, dict[str, Any]]:
     """The frame of this call and the arguments to go on with; (None, kwargs) where the call is not ours."""
-    hooked = _registry.get(instance)
-    if hooked is None:
+    observed = _registry.get(instance)
+    if observed is None:
         return None, kwargs
     try:
         flags = Flag.ASSISTED if is_assisted(kwargs) else 0
         parent = CURRENT.get()
-        if parent is not None and not parent.request.in_put:
+        if parent is not None and not parent.request.in_put and parent.thread == threading.get_ident():
             # generate within generate is one request: an assistant, or a model that calls itself in windows.
             flags |= Flag.ASSISTANT if is_assistant(kwargs) else 0
             return _Opened(Frame(parent.request, instance, flags=flags)), kwargs
-        raw = _open_request(entered, hooked, instance, args, kwargs)
+        raw = _open_request(entered, observed, instance, args, kwargs)
         if kwargs.get("streamer") is not None:
             kwargs = {**kwargs, "streamer": TimedStreamer(kwargs["streamer"], raw.request)}
-        opened = _Opened(Frame(raw.request, instance, flags=flags), raw, hooked.receivers)
+        opened = _Opened(Frame(raw.request, instance, flags=flags), raw, observed.receivers)
         _running.add(raw.request)
         raw.request.started_ns = _CLOCK.now_ns()
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
@@ -360,7 +404,7 @@ def _open(
 
 
 def _open_request(
-    entered: int, hooked: _Hooked, instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    entered: int, observed: _Observed, instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> RawRequest:
     return RawRequest(
         Request(
@@ -371,7 +415,7 @@ def _open_request(
         hold(args, kwargs),
         weakref.ref(instance),
         parent_context=opentelemetry.context.get_current(),
-        keep_samples=any(receiver.keep_samples for receiver in hooked.receivers),
+        keep_samples=any(receiver.keep_samples for receiver in observed.receivers),
     )
 
 

@@ -75,7 +75,11 @@ class Script:
         if put:
             put_started = self.spend(put)
             self.request.marks.append((Mark.PUT, put_started, self.now))
-        self.request.stop_checked(started, self.now)
+        rows, row = self.request.rows, self.request.row
+        if row and not rows[row - 1]:
+            rows[row - 2], rows[row - 1] = started, self.now
+        else:
+            self.request.marks.append((Mark.STOP, started, self.now))
 
     def put(self, duration):
         started = self.spend(duration)

@@ -1,0 +1,96 @@
+"""What runs around every forward of a traced model: the one piece of code that costs the user something per token.
+
+It stands in for `__call__` on the model's class. Forward hooks would do the same, but torch then takes its long way
+through `_call_impl`, and under torch.compile hooks are either traced into the graph or never called. It is written
+flat, since a call costs as much as what it would hide, and leaves nothing behind but integers.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+from inferscope.capture.frames import CHUNK_END, CURRENT, SLOW_PASS_NS, STEADY, UNREADABLE, Flag, Frame, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["watched"]
+
+_current = CURRENT.get
+_write = Struct(f"{Row.WIDTH}q").pack_into
+_CPU_GROUP = 7
+"""Bit mask: of short passes every eighth has its CPU time read, since reading costs half a microsecond."""
+
+
+def watched(  # noqa: C901 - flat on purpose, see above
+    below: Any,  # noqa: ANN401 - a class, or any object with the function as its attribute
+    is_compiling: Callable[[], bool],
+    other_frame: Callable[[Frame, object], Frame | None],
+    step_aside: Callable[[Frame, Exception], None],
+) -> Callable[..., Any]:
+    """A `__call__` that writes a row about each forward that belongs to the running request.
+
+    Args:
+        below: Its attribute `__call__` is what really runs; looked up at each call, since others may wrap it too.
+        is_compiling: Whether torch.compile is tracing: then nothing is recorded, and nothing of ours traced.
+        other_frame: The frame of a module that is not the running frame's own, None where it is not observed; does not
+            raise.
+        step_aside: Called once with a fault of ours; the forward goes on without us.
+    """
+
+    def __call__(self: object, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, N807 - stands in for it
+        frame = _current()
+        if frame is None or is_compiling():
+            return below.__call__(self, *args, **kwargs)
+        request = frame.request
+        if frame.module is not self or request.in_pass or frame.thread != get_ident():
+            frame = other_frame(frame, self)
+            if frame is None:
+                return below.__call__(self, *args, **kwargs)
+        try:
+            now_ns = frame.now_ns
+            entered = now_ns()
+            get = kwargs.get
+            ids = get("input_ids")
+            batch, q = ids.shape if ids is not None else frame.shape(args, kwargs)
+            cache = get("past_key_values")
+            flags = frame.flags
+            if cache is not None and cache is frame.summed:
+                flags |= STEADY
+                past = frame.past
+                frame.past = past + q
+            else:
+                flags, past = frame.look(cache, kwargs, q)
+            logits = q
+            if q != 1 and type(kept := get("logits_to_keep")) is int and kept > 0:
+                logits = kept
+            seen = frame.seen
+            frame.seen = seen + 1
+            cpu = UNREADABLE if seen > 1 and seen & _CPU_GROUP and not frame.slow else frame.thread_cpu_ns()
+            request.in_pass = True
+            started = now_ns()
+        except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+            step_aside(frame, error)
+            return below.__call__(self, *args, **kwargs)
+        try:
+            return below.__call__(self, *args, **kwargs)
+        except BaseException:
+            flags |= Flag.ABORTED
+            raise
+        finally:
+            try:
+                ended = now_ns()
+                request.in_pass = False
+                frame.slow = ended - started > SLOW_PASS_NS
+                rows, row = request.rows, request.row
+                _write(rows, row << 3, entered, started, ended, 0, q, past, batch, logits, flags, cpu, 0, 0)
+                request.row = row + 12
+                rows[row + 3] = now_ns()
+                if row == CHUNK_END - 12:
+                    request.next_chunk()
+            except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+                step_aside(frame, error)
+
+    return __call__
