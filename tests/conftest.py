@@ -43,7 +43,7 @@ def _host_state() -> dict[str, object]:
 
         state["wraps"] = list(intercept._wraps)
         state["traced"] = len(intercept._registry)
-        state["running"] = len(intercept._running)
+        state["running"] = intercept.active_requests()
         state["frame"] = frames.CURRENT.get()
     if "transformers.generation.utils" in sys.modules:
         utils = sys.modules["transformers.generation.utils"]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCHEMA",
+    "Contender",
     "DeviceTime",
     "GenerationRecord",
     "Ledger",
@@ -146,6 +147,7 @@ class PassSample:
         past_len: Tokens already in the cache; None where that cannot be read without a sync.
         batch_size: Sequences in the forward, beams and copies included.
         device: Device time; None where it is unknown.
+        pass_tokens: New tokens of all requests in the pass, where requests share it (continuous batching); else None.
     """
 
     name: str
@@ -155,6 +157,7 @@ class PassSample:
     past_len: int | None
     batch_size: int | None
     device: DeviceTime | None = None
+    pass_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +168,8 @@ class WorstPass:
         index: Number of the pass within its phase, from 0.
         start_ns: From the start of the request.
         cycle_ns: From the end of the pass before to the end of this one, selection included.
-        cause: The part of the ledger that exceeds the phase's typical pass most ("gc", "offcpu", "deliver",
-            "wait", "select" or "issue").
+        cause: The part of the ledger that exceeds the phase's typical pass most ("gc", "offcpu", "shared",
+            "deliver", "wait", "select" or "issue").
         excess_ns: By how much it does.
     """
 
@@ -179,7 +182,10 @@ class WorstPass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseLedger:
-    """Where a phase's time went. issue + select + wait + deliver = the phase's wall, exactly.
+    """Where a phase's time went. issue + select + wait + deliver + shared = the phase's wall, exactly.
+
+    Where requests share their passes (continuous batching), every part but `shared_ns` is this request's part of the
+    pass by tokens.
 
     Attributes:
         issue_ns: Inside forwards, host side.
@@ -188,6 +194,8 @@ class PhaseLedger:
         deliver_ns: Inside the streamer.
         offcpu_ns: Overlay: time in which this thread did not run on a CPU; None where unknown.
         gc_ns: Overlay: pauses of Python's garbage collector on this thread.
+        shared_ns: While it was the turn of other requests: their part of the passes this one was in, and whole passes
+            without it. None where a pass has one request only.
     """
 
     issue_ns: int
@@ -196,11 +204,29 @@ class PhaseLedger:
     deliver_ns: int
     offcpu_ns: int | None
     gc_ns: int
+    shared_ns: int | None = None
 
     @property
     def total_ns(self) -> int:
-        """Sum of the four exclusive parts."""
-        return self.issue_ns + self.select_ns + (self.wait_ns or 0) + self.deliver_ns
+        """Sum of the exclusive parts."""
+        return self.issue_ns + self.select_ns + (self.wait_ns or 0) + self.deliver_ns + (self.shared_ns or 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """Another request that was in a forward on the same device while this one ran.
+
+    Attributes:
+        request_id: The other record's.
+        trace_id: Its trace, 32 hexadecimal digits; None where it has no span.
+        span_id: Its request span, 16 hexadecimal digits; None where it has none.
+        overlap_ns: Time of this request's phases during which the other was inside a forward.
+    """
+
+    request_id: str
+    trace_id: str | None
+    span_id: str | None
+    overlap_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +247,10 @@ class PhaseRecord:
         device: Device time; None where it is unknown.
         launches: Kernels launched; None where they were not counted.
         syncs: Host reads seen at their seam: a lower bound; None where there is no such seam.
+        contended_ns: Overlay: time during which any other traced request was in a forward on the same device.
+            A lower bound from host stamps; None where that was not looked at.
+        mixed_passes: Those of the passes in which other requests did the other thing: prefilled while this one
+            decoded, or decoded while it prefilled. None where a pass has one request only.
     """
 
     name: str
@@ -236,18 +266,22 @@ class PhaseRecord:
     device: DeviceTime | None = None
     launches: int | None = None
     syncs: int | None = None
+    contended_ns: int | None = None
+    mixed_passes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Closed accounting of a request: setup + phases + tail + self + residual = wall, exactly.
+    """Closed accounting of a request: queue + setup + phases + tail + self + residual = wall, exactly.
 
     Attributes:
-        setup_ns: From `generate`'s entry to the first forward.
+        setup_ns: From `generate`'s entry to the first forward; with a queue, from where its first pass is prepared.
         phases_ns: Name and wall of each phase.
         tail_ns: After the last token.
         self_ns: inferscope's own measured time inside the request.
         residual_ns: What could not be placed.
+        queue_ns: From `add_request`'s entry to where the request's first pass is prepared (continuous batching); None
+            where requests do not queue.
     """
 
     setup_ns: int
@@ -255,12 +289,13 @@ class Ledger:
     tail_ns: int
     self_ns: int
     residual_ns: int
+    queue_ns: int | None = None
 
     @property
     def total_ns(self) -> int:
         """Sum of all parts: the request's wall."""
         phases = sum(wall for _, wall in self.phases_ns)
-        return self.setup_ns + phases + self.tail_ns + self.self_ns + self.residual_ns
+        return (self.queue_ns or 0) + self.setup_ns + phases + self.tail_ns + self.self_ns + self.residual_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,9 +328,11 @@ class GenerationRecord:
         request_id: 16 hexadecimal digits.
         model: What ran.
         started_unix_ns: Wall-clock time of `generate`'s entry.
-        wall_ns: Entry to exit of `generate`.
+        wall_ns: Entry to exit of `generate`; under continuous batching, from `add_request`'s entry to where the last
+            token is handed out.
         ttft_ns: Entry to the first token selected on the host (with a streamer: handed to it); None if none was.
-        ttft_method: "stop_check", "streamer" or "next_pass" (an upper bound); None with `ttft_ns`.
+        ttft_method: "stop_check", "streamer", "update" (continuous batching: the loop has taken the token in) or
+            "next_pass" (an upper bound); None with `ttft_ns`.
         tpot_ns: (wall - TTFT) / (n - 1), n new tokens per sequence; None for n < 2.
         itl_ns: Gaps between consecutive tokens; None where tokens are not marked.
         batch_size: Sequences the caller asked for.
@@ -309,10 +346,11 @@ class GenerationRecord:
         pass_samples: Every pass, when asked for, up to a cap.
         pass_samples_dropped: Passes beyond the cap.
         status: "ok", or "aborted" when an exception left `generate`.
-        error_type: Class name of that exception.
+        error_type: Class name of that exception; "cancelled" where a queued request was withdrawn.
         notes: What is missing from this record, and why.
         versions: (name, version) of what ran.
         device_key: Identity of the machine or GPU it ran on, as `DeviceSpec.key`; None where it is not known.
+        contended_with: The other requests behind `contended_ns`, largest overlap first, at most eight.
     """
 
     schema: int = SCHEMA
@@ -321,7 +359,7 @@ class GenerationRecord:
     started_unix_ns: int
     wall_ns: int
     ttft_ns: int | None
-    ttft_method: Literal["stop_check", "streamer", "next_pass"] | None
+    ttft_method: Literal["stop_check", "streamer", "update", "next_pass"] | None
     tpot_ns: float | None
     itl_ns: QuantileSketch | None
     batch_size: int | None
@@ -339,6 +377,7 @@ class GenerationRecord:
     notes: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     device_key: str | None = None
+    contended_with: tuple[Contender, ...] = ()
 
     def phase(self, name: str) -> PhaseRecord | None:
         """The phase of that name, or None where the request had none."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import random
 import threading
 import time
 import weakref
@@ -17,21 +18,24 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import opentelemetry.context
+
 from inferscope import notices
 from inferscope.analysis import cost as costs
 from inferscope.analysis import diagnosis, verdict
 from inferscope.analysis.findings import find
 from inferscope.capture import intercept, introspect
+from inferscope.capture.resolve import Begun
 from inferscope.errors import CostUnavailableError, InferscopeError, SettingError
 from inferscope.hardware import calibration, probe
 from inferscope.pipeline import Pipeline
 from inferscope.report.plain import to_text
-from inferscope.settings import Settings, checked_detail
-from inferscope.sinks.base import resolve_sinks
+from inferscope.settings import Settings, checked_detail, checked_rate
+from inferscope.sinks.base import EarlySink, resolve_sinks
 from inferscope.specs import DeviceSpec, ModelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -64,12 +68,39 @@ _PIPELINE = Pipeline()
 class _Inbox:
     """What capture hands finished requests to, on the generating thread."""
 
-    def __init__(self, session: Session, settings: Settings) -> None:
+    def __init__(self, session: Session, settings: Settings, sinks: tuple[Sink, ...], model_name: str) -> None:
         self._session = session
+        self._sample_rate = settings.sample_rate
+        self._sinks = [sink for sink in sinks if isinstance(sink, EarlySink)]
+        self._skippable = bool(sinks) and len(self._sinks) == len(sinks)
+        self._model_name = model_name
+        # A thread starts without a context: what it generates belongs where tracing began.
+        self._context = opentelemetry.context.get_current()
         self.keep_samples = settings.detail == "passes"
 
-    def __call__(self, raw: RawRequest) -> None:
-        self._session._receive(raw)  # noqa: SLF001 - the other half of one mechanism
+    def begin(
+        self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
+    ) -> Begun | None:
+        if self._sample_rate < 1 and random.random() >= self._sample_rate:  # noqa: S311 - a sample, not a secret
+            return None
+        context = self._context if context is None else context
+        skip, span_ids = self._skippable, None
+        for sink in self._sinks:
+            root = sink.begin(request_id, started_unix_ns, context, self._model_name, options)
+            skip = skip and root is not None and not root.recording
+            if root is not None and root.recording and span_ids is None:
+                span_ids = root.ids
+        if skip:
+            self.abandon(request_id)
+            return None
+        return Begun(context, span_ids)
+
+    def __call__(self, raw: RawRequest, begun: Begun) -> None:
+        self._session._receive(raw, begun)  # noqa: SLF001 - the other half of one mechanism
+
+    def abandon(self, request_id: str) -> None:
+        for sink in self._sinks:
+            sink.abandon(request_id)
 
 
 class Session:
@@ -107,7 +138,9 @@ class Session:
         with self._entering:
             self._depth += 1
             if self._depth == 1 and not self._settings.disabled:
-                self._attachment = intercept.attach(self._model, _Inbox(self, self._settings))
+                target = intercept.target_of(self._model)
+                inbox = _Inbox(self, self._settings, self._sinks, introspect.name_of(target))
+                self._attachment = intercept.attach(self._model, inbox)
                 _PIPELINE.open()
         return self
 
@@ -179,25 +212,33 @@ class Session:
             _PIPELINE.hurry()
             return self._changed.wait_for(lambda: self._pending == 0, timeout_s)
 
-    def _receive(self, raw: RawRequest) -> None:
+    def _receive(self, raw: RawRequest, begun: Begun) -> None:
         with self._changed:
             self._pending += 1
-        if not _PIPELINE.submit(functools.partial(self._process, raw)):
+        if not _PIPELINE.submit(functools.partial(self._process, raw, begun)):
+            self._abandon(raw.request_id)
             self._done()
 
-    def _process(self, raw: RawRequest) -> None:
+    def _process(self, raw: RawRequest, begun: Begun) -> None:
         try:
-            self._make(raw)
+            self._make(raw, begun)
         finally:
+            self._abandon(raw.request_id)
             self._done()
 
-    def _make(self, raw: RawRequest) -> None:
+    def _abandon(self, request_id: str) -> None:
+        """Let early sinks forget a request; those that have had its result have done so already."""
+        for sink in self._sinks:
+            if isinstance(sink, EarlySink):
+                sink.abandon(request_id)
+
+    def _make(self, raw: RawRequest, begun: Begun) -> None:
         model = _MODELS.describe(raw, self._settings.cache_dir)
         _PIPELINE.breathe()
         record = raw.record(
             model, versions=_versions(), device_key=_machine_key(model.device or "cpu"), breathe=_PIPELINE.breathe
         )
-        result = self._judge(record, raw.parent_context)
+        result = self._judge(record, begun.context)
         _PIPELINE.breathe()
         self._results.append(result)
         for sink in self._sinks:
@@ -300,6 +341,7 @@ def trace(
     detail: str | None = None,
     device: DeviceSpec | None = None,
     sinks: Iterable[object] | None = None,
+    sample_rate: float | None = None,
 ) -> Session:
     """Observe every `generate` of a model while the session is open.
 
@@ -313,6 +355,9 @@ def trace(
         device: Ceilings to judge by; None takes the stored calibration, or the catalogue for a known GPU.
         sinks: Callables or names ("otel", "jsonl:PATH", "log"); None sends spans through the tracer provider
             that the program has set, if it has set one.
+        sample_rate: Share of requests that are observed (0..1), decided when they begin; None reads
+            INFERSCOPE_SAMPLE_RATE. Where spans are the only sink, what the provider's sampler drops is not observed
+            either.
 
     Returns:
         A session: context manager, async context manager and decorator.
@@ -321,11 +366,14 @@ def trace(
         NotAModelError: `model` is not a `torch.nn.Module`.
         NoGenerateError: It has no `generate`.
         SinkError: A sink is neither a callable nor a known name.
-        SettingError: `device` is no `DeviceSpec`, or `detail` or an INFERSCOPE_* variable has a value it cannot have.
+        SettingError: `device` is no `DeviceSpec`, or `detail`, `sample_rate` or an INFERSCOPE_* variable has a value
+            it cannot have.
     """
     settings = Settings.from_environment()
     if detail is not None:
         settings = replace(settings, detail=checked_detail(detail, where="detail"))
+    if sample_rate is not None:
+        settings = replace(settings, sample_rate=checked_rate(sample_rate, where="sample_rate"))
     if device is not None and not isinstance(device, DeviceSpec):
         raise SettingError(f"device={device!r}: expected a DeviceSpec, such as inferscope.calibrate() returns")
     return Session(

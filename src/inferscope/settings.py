@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,11 @@ VARIABLES = (
         default="~/.cache/inferscope",
         meaning="Where calibrations, operator costs and converted demo weights are kept.",
     ),
+    Variable(
+        name="INFERSCOPE_SAMPLE_RATE",
+        default="1",
+        meaning="Share of requests that are observed, from 0 to 1, decided when a request begins.",
+    ),
     Variable(name="INFERSCOPE_KEEP_RESULTS", default="256", meaning="How many results a session keeps, oldest out."),
     Variable(
         name="INFERSCOPE_RAISE",
@@ -58,12 +64,14 @@ class Settings:
         detail: "phases", or "passes" to keep every pass.
         cache_dir: Folder for calibrations and costs.
         keep_results: Results a session keeps.
+        sample_rate: Share of requests that are observed, 0..1.
     """
 
     disabled: bool = False
     detail: Literal["phases", "passes"] = "phases"
     cache_dir: Path = Path("~/.cache/inferscope")
     keep_results: int = 256
+    sample_rate: float = 1.0
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -80,6 +88,7 @@ class Settings:
             detail=checked_detail(_read("INFERSCOPE_DETAIL"), where="INFERSCOPE_DETAIL"),
             cache_dir=Path(_read("INFERSCOPE_CACHE_DIR")).expanduser(),
             keep_results=int(keep),
+            sample_rate=checked_rate(_read("INFERSCOPE_SAMPLE_RATE"), where="INFERSCOPE_SAMPLE_RATE"),
         )
 
 
@@ -94,6 +103,21 @@ def checked_detail(value: str, *, where: str) -> Literal["phases", "passes"]:
     if value == "passes":
         return "passes"
     raise SettingError(f"{where}={value!r}: expected one of {', '.join(_DETAILS)}")
+
+
+def checked_rate(value: float | str, *, where: str) -> float:
+    """A share of requests, or an error that names where the wrong one came from.
+
+    Raises:
+        SettingError: `value` is no number from 0 to 1.
+    """
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if 0 <= rate <= 1:
+        return rate
+    raise SettingError(f"{where}={value!r}: expected a number from 0 to 1")
 
 
 def _read(name: str) -> str:

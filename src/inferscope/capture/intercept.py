@@ -16,22 +16,25 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import opentelemetry.context
+import opentelemetry.trace
 import wrapt
 
 from inferscope import notices
 from inferscope.capture.calls import hold, hold_result, is_assistant, is_assisted
+from inferscope.capture.contention import TRAFFIC
 from inferscope.capture.forward import watched
 from inferscope.capture.frames import CURRENT, Flag, Frame, Mark, Request
-from inferscope.capture.resolve import RawRequest
+from inferscope.capture.resolve import RawRequest, new_request_id
 from inferscope.errors import NoGenerateError, NotAModelError
 from inferscope.meters.clock import SystemClock
 from inferscope.meters.host import GcMeter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
 
+    from inferscope.capture.resolve import Begun
     from inferscope.meters.clock import Clock
 
 __all__ = ["Attachment", "Receiver", "active_requests", "attach", "target_of"]
@@ -40,17 +43,35 @@ _CLOCK: Clock = SystemClock()
 _current = CURRENT.get
 _lock = threading.RLock()
 _registry: weakref.WeakKeyDictionary[object, _Observed] = weakref.WeakKeyDictionary()
+_streamer_contexts: weakref.WeakKeyDictionary[object, object] = weakref.WeakKeyDictionary()
 _wraps: dict[tuple[type, str], _ClassWrap] = {}
-_running: set[Request] = set()
 
 
 class Receiver(Protocol):
-    """Who gets the finished requests of a model."""
+    """Who gets the finished requests of a model. Both methods run on the generating thread and return at once."""
 
     keep_samples: bool
 
-    def __call__(self, raw: RawRequest) -> None:
-        """Take a finished request on the generating thread; return at once and do not raise."""
+    def begin(
+        self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
+    ) -> Begun | None:
+        """A request begins: whether it is wanted.
+
+        Args:
+            request_id: Its identity.
+            started_unix_ns: Wall-clock time of its entry.
+            context: The caller's OpenTelemetry context; None where it has no span.
+            options: The keyword arguments of `generate`.
+
+        Returns:
+            What comes back with the finished request; None where it is not to be observed.
+        """
+
+    def __call__(self, raw: RawRequest, begun: Begun) -> None:
+        """Take a finished request, and what `begin` returned for it."""
+
+    def abandon(self, request_id: str) -> None:
+        """A request that began will not be finished: a fault of ours ended it."""
 
 
 class Attachment:
@@ -85,11 +106,10 @@ class _Observed:
 
 
 class _Opened(NamedTuple):
-    """A running `generate`; `raw` and `receivers` only for the outermost one of a request."""
+    """A running `generate`; `raw` only for the outermost one of a request."""
 
     frame: Frame
     raw: RawRequest | None = None
-    receivers: tuple[Receiver, ...] = ()
 
 
 _ABSENT = object()
@@ -183,7 +203,7 @@ def _wrapped_by(module: torch.nn.Module) -> torch.nn.Module | None:
 
 def active_requests() -> bool:
     """Whether any traced `generate` is running in this process."""
-    return bool(_running)
+    return TRAFFIC.active()
 
 
 def _seams(model_class: type) -> list[tuple[type, str, Callable[[type, Any], Any]]]:
@@ -198,11 +218,19 @@ def _seams(model_class: type) -> list[tuple[type, str, Callable[[type, Any], Any
         (owner, name, wrap) for owner in model_class.__mro__ for name, wrap in wraps.items() if name in owner.__dict__
     ]
     seams.append((model_class, "__call__", _watched_call))
-    try:
-        stop_check = importlib.import_module("transformers.generation.utils").StopCheck
-    except (ImportError, AttributeError):  # before 5.x the flag is read inline: there is no seam
-        return seams
-    return [*seams, (stop_check, "__call__", _timed_stop_check)]
+    for place, owner_name, name, wrap in (
+        ("transformers.generation.utils", "StopCheck", "__call__", _timed_stop_check),  # before 5.x: read inline
+        ("transformers.generation.streamers", "TextStreamer", "__init__", _remembering_init),
+    ):
+        try:
+            seams.append((getattr(importlib.import_module(place), owner_name), name, wrap))
+        except (ImportError, AttributeError):
+            continue
+    return seams
+
+
+def _remembering_init(_owner: type, original: Any) -> Any:  # noqa: ANN401 - a function
+    return wrapt.FunctionWrapper(original, _around_streamer_init)
 
 
 def _watched_call(owner: type, original: Any) -> Callable[..., Any]:  # noqa: ANN401 - a function, or nothing
@@ -390,11 +418,13 @@ def _open(
             # generate within generate is one request: an assistant, or a model that calls itself in windows.
             flags |= Flag.ASSISTANT if is_assistant(kwargs) else 0
             return _Opened(Frame(parent.request, instance, flags=flags)), kwargs
-        raw = _open_request(entered, observed, instance, args, kwargs)
+        raw = _open_request(entered, observed.receivers, instance, args, kwargs)
+        if raw is None:
+            return None, kwargs
         if kwargs.get("streamer") is not None:
             kwargs = {**kwargs, "streamer": TimedStreamer(kwargs["streamer"], raw.request)}
-        opened = _Opened(Frame(raw.request, instance, flags=flags), raw, observed.receivers)
-        _running.add(raw.request)
+        opened = _Opened(Frame(raw.request, instance, flags=flags), raw)
+        TRAFFIC.enter(raw)
         raw.request.started_ns = _CLOCK.now_ns()
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         notices.fault("capture-failed", error)
@@ -403,19 +433,53 @@ def _open(
         return opened, kwargs
 
 
+def _caller_context(streamer: object) -> object | None:
+    """The caller's OpenTelemetry context: of this thread, or of the one that made the streamer; None without a span.
+
+    A thread starts with an empty context, and `generate` in a thread with a streamer is how transformers streams.
+    """
+    context = opentelemetry.context.get_current()
+    if opentelemetry.trace.get_current_span(context).get_span_context().is_valid:
+        return context
+    return _streamer_contexts.get(streamer) if streamer is not None else None
+
+
+def _around_streamer_init(
+    wrapped: Callable[..., Any], instance: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:  # noqa: ANN401 - None
+    try:
+        context = opentelemetry.context.get_current()
+        if opentelemetry.trace.get_current_span(context).get_span_context().is_valid:
+            _streamer_contexts[instance] = context
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        notices.fault("capture-failed", error)
+    return wrapped(*args, **kwargs)
+
+
 def _open_request(
-    entered: int, observed: _Observed, instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> RawRequest:
+    entered: int,
+    receivers: tuple[Receiver, ...],
+    instance: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> RawRequest | None:
+    """The request that begins with this call; None where nobody wants it, and then next to nothing was done."""
+    request_id = new_request_id()
+    started_unix_ns = time.time_ns() - (_CLOCK.now_ns() - entered)  # of the entry, not of this line
+    context = _caller_context(kwargs.get("streamer"))
+    begun = []
+    for receiver in receivers:
+        wanted = receiver.begin(request_id, started_unix_ns, context, kwargs)
+        if wanted is not None:
+            begun.append((receiver, wanted))
+    if not begun:
+        return None
     return RawRequest(
-        Request(
-            entered_ns=entered,
-            started_unix_ns=time.time_ns() - (_CLOCK.now_ns() - entered),  # of the entry, not of this line
-            clock=_CLOCK,
-        ),
+        Request(entered_ns=entered, started_unix_ns=started_unix_ns, clock=_CLOCK),
         hold(args, kwargs),
         weakref.ref(instance),
-        parent_context=opentelemetry.context.get_current(),
-        keep_samples=any(receiver.keep_samples for receiver in observed.receivers),
+        request_id=request_id,
+        begun=tuple(begun),
     )
 
 
@@ -427,15 +491,17 @@ def _close(opened: _Opened, returned: int, result: object, error_type: str | Non
             opened.frame.close()
         if raw is None:
             return
-        _running.discard(request)
+        TRAFFIC.leave(raw)
         if request.dead:
+            for receiver, _ in raw.begun:
+                receiver.abandon(raw.request_id)
             return
         raw.error_type = error_type
         raw.result_shape, raw.result = hold_result(result)
         request.returned_ns = returned
         request.cpu_ns = _CLOCK.thread_cpu_ns()
         request.left_ns = _CLOCK.now_ns()
-        for receiver in opened.receivers:
-            receiver(raw)
+        for receiver, begun in raw.begun:
+            receiver(raw, begun)
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         notices.fault("capture-failed", error)

@@ -23,7 +23,7 @@ from inferscope.specs import BASIS, CostTerms, ModelSpec, OperatorTerms
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["count", "describe", "fingerprint", "load_cost", "store_cost"]
+__all__ = ["count", "describe", "fingerprint", "load_cost", "name_of", "store_cost"]
 
 T = TypeVar("T")
 
@@ -53,11 +53,10 @@ def describe(model: torch.nn.Module) -> ModelSpec:
     config = _known(lambda: model.config, None)
     parameters = _known(lambda: list(model.named_parameters()), None)
     class_name = type(model).__name__
-    name = _known(lambda: config._name_or_path, None) or _known(lambda: model.name_or_path, None)  # noqa: SLF001
     dtype = _known(lambda: _dtype_name(parameters or ()), None)
     attention = _known(lambda: config._attn_implementation, None)  # noqa: SLF001
     return ModelSpec(
-        name=name if isinstance(name, str) and name else class_name,
+        name=_known(lambda: name_of(model), class_name),
         model_class=class_name,
         model_type=_text(_known(lambda: config.model_type, None)),
         digest=_known(lambda: _digest(class_name, config, parameters or (), attention), ""),
@@ -67,6 +66,15 @@ def describe(model: torch.nn.Module) -> ModelSpec:
         device=_known(lambda: str(_required(parameters)[0][1].device), None),
         attention=_text(attention),
     )
+
+
+def name_of(model: object) -> str:
+    """What a model calls itself, or else its class."""
+    config = getattr(model, "config", None)
+    for name in (getattr(config, "_name_or_path", None), getattr(model, "name_or_path", None)):
+        if isinstance(name, str) and name:
+            return name
+    return type(model).__name__
 
 
 def fingerprint(model: torch.nn.Module) -> object:

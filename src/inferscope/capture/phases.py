@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["WORST_KEPT", "Cycle", "PhaseSums", "Tally"]
 
 WORST_KEPT = 8
-PARTS = ("issue", "select", "wait", "deliver", "offcpu", "gc")
+EXCLUSIVE = ("issue", "select", "wait", "deliver", "shared")
+PARTS = (*EXCLUSIVE, "offcpu", "gc")
 
 
 class Tally:
@@ -70,6 +71,7 @@ class PhaseSums:
         self.cycles = 0
         self.tokens: int | None = 0
         self.syncs: int | None = None
+        self.mixed: int | None = None  # counted where requests share their passes
         self.pass_ns = Tally()
         self.work: dict[Regime, tuple[int, tuple[int, ...]]] = {}
         self.unreadable = False
@@ -80,7 +82,7 @@ class PhaseSums:
         """Sum a finished cycle, and keep it if it is among the slowest."""
         for name, value in cycle.parts.items():
             self.parts[name] += value
-        cycle_ns = cycle.parts["issue"] + cycle.parts["select"] + cycle.parts["wait"] + cycle.parts["deliver"]
+        cycle_ns = sum(cycle.parts[name] for name in EXCLUSIVE)
         entry = (cycle_ns, -self.cycles, cycle.start_ns, tuple(cycle.parts.values()))
         self.cycles += 1
         if len(self.worst) < WORST_KEPT:
@@ -100,12 +102,13 @@ class PhaseSums:
         passes, sums = self.work.get(regime, (0, (0,) * len(values)))
         self.work[regime] = passes + 1, tuple(map(add, sums, values))
 
-    def record(self, origin_ns: int, *, wait_known: bool) -> PhaseRecord:
+    def record(self, origin_ns: int, *, wait_known: bool, contended_ns: int | None = None) -> PhaseRecord:
         """The finished phase.
 
         Args:
             origin_ns: Start of the request on its clock.
             wait_known: Whether stop checks were seen; without them the wait is inside `select`.
+            contended_ns: Time in which other requests were in a forward on the same device.
         """
         ledger = PhaseLedger(
             issue_ns=self.parts["issue"],
@@ -114,6 +117,7 @@ class PhaseSums:
             deliver_ns=self.parts["deliver"],
             offcpu_ns=self.parts["offcpu"],
             gc_ns=self.parts["gc"],
+            shared_ns=None if self.mixed is None else self.parts["shared"],
         )
         work = tuple(Work(regime=regime, passes=passes, monomials=sums) for regime, (passes, sums) in self.work.items())
         return PhaseRecord(
@@ -128,6 +132,8 @@ class PhaseSums:
             ledger=ledger,
             work=() if self.unreadable else work,
             syncs=self.syncs,
+            contended_ns=contended_ns,
+            mixed_passes=self.mixed,
         )
 
     def _worst_passes(self, origin_ns: int) -> tuple[WorstPass, ...]:
@@ -137,7 +143,7 @@ class PhaseSums:
         for cycle_ns, index, start_ns, parts in sorted(self.worst, reverse=True):
             excess = {name: parts[i] - mean[i] for i, name in enumerate(PARTS)}
             cause = _cause(excess)
-            if excess[cause] > 0 and cycle_ns > sum(mean[:4]):
+            if excess[cause] > 0 and cycle_ns > sum(mean[: len(EXCLUSIVE)]):
                 slowest.append(
                     WorstPass(
                         index=-index,
@@ -152,7 +158,7 @@ class PhaseSums:
 
 def _cause(excess: dict[str, int]) -> str:
     """The part of the ledger with the largest excess, or the overlay that explains most of it."""
-    part = max(("issue", "select", "wait", "deliver"), key=excess.__getitem__)
+    part = max(EXCLUSIVE, key=excess.__getitem__)
     for overlay in ("gc", "offcpu"):
         if excess[overlay] > 0 and 2 * excess[overlay] >= excess[part]:
             return overlay

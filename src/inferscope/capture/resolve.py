@@ -6,16 +6,19 @@ passes is given to exactly one place, so the ledger closes by construction.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inferscope.capture.calls import read_call, read_result
+from inferscope.capture.contention import TRAFFIC, overlap_ns, union
 from inferscope.capture.frames import UNREADABLE, Flag, Mark, Row
 from inferscope.capture.passes import PassFacts, PassName, name_pass
 from inferscope.capture.phases import Cycle, PhaseSums, Tally
 from inferscope.records import (
+    Contender,
     GenerationRecord,
     Ledger,
     PassSample,
@@ -26,17 +29,46 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from inferscope.capture.calls import Call, Kept, Outcome, RawCall
+    from inferscope.capture.contention import Interval
     from inferscope.capture.frames import Request
     from inferscope.records import PhaseRecord
     from inferscope.specs import ModelSpec
 
-__all__ = ["SAMPLES_KEPT", "RawRequest", "Resolver"]
+__all__ = ["SAMPLES_KEPT", "Begun", "RawRequest", "Resolver", "new_request_id", "restart_request_ids"]
 
 SAMPLES_KEPT = 4096
+SPANS_KEPT = 1024
+"""Separate stretches of one phase that are told apart; where there are more, the last ones are taken as one."""
+CONTENDERS = 8
 EVENTS_PER_BREATH = 64
 """Events placed in one stretch, about 0.3 ms."""
 _PASS = 0
+_run = secrets.token_hex(4)
+_numbers = itertools.count(1)
 _ENDED = itemgetter(0)
+
+
+def new_request_id() -> str:
+    """Sixteen hexadecimal digits, eight of this process and eight that count."""
+    return f"{_run}{next(_numbers) & 0xFFFFFFFF:08x}"
+
+
+def restart_request_ids() -> None:
+    """A forked child must not count on where its parent does."""
+    global _run, _numbers
+    _run, _numbers = secrets.token_hex(4), itertools.count(1)
+
+
+class Begun(NamedTuple):
+    """What a receiver began a request with.
+
+    Attributes:
+        context: The OpenTelemetry context the request belongs to, opaque here.
+        span_ids: Trace id and span id of its span; None where it has none.
+    """
+
+    context: object | None = None
+    span_ids: tuple[int, int] | None = None
 
 
 class RawRequest:
@@ -46,24 +78,31 @@ class RawRequest:
         request: Its rows, marks and stamps.
         call: What was asked, unread.
         module: The model.
-        parent_context: The caller's OpenTelemetry context, opaque here.
         result_shape: Rows and tokens of what came back.
         result: The tokens, unread.
         error_type: Class name of the exception that left `generate`.
         keep_samples: Whether somebody wants every pass.
+        request_id: 16 hexadecimal digits.
+        begun: Who takes the request when it has ended, each with what it began with.
+        span_ids: Trace and span of the request; None where it has no span.
+        settled: Whether its record has been made.
     """
 
     __slots__ = (
+        "__weakref__",
         "_record",
         "_resolver",
+        "begun",
         "call",
         "error_type",
         "keep_samples",
         "module",
-        "parent_context",
         "request",
+        "request_id",
         "result",
         "result_shape",
+        "settled",
+        "span_ids",
     )
 
     def __init__(
@@ -72,18 +111,21 @@ class RawRequest:
         call: RawCall,
         module: weakref.ref[Any],
         *,
-        parent_context: object | None = None,
-        keep_samples: bool = False,
+        request_id: str = "",
+        begun: tuple[tuple[Any, Begun], ...] = (),
     ) -> None:
         """Begin a request."""
         self.request = request
         self.call = call
         self.module = module
-        self.parent_context = parent_context
-        self.keep_samples = keep_samples
+        self.keep_samples = any(receiver.keep_samples for receiver, _ in begun)
         self.result_shape: tuple[int, int] | None = None
         self.result: Kept | None = None
         self.error_type: str | None = None
+        self.request_id = request_id or new_request_id()
+        self.begun = begun
+        self.span_ids = next((each.span_ids for _, each in begun if each.span_ids is not None), None)
+        self.settled = False
         self._resolver: Resolver | None = None
         self._record: GenerationRecord | None = None
         request.fold = self._fold
@@ -111,6 +153,7 @@ class RawRequest:
                 self, call, outcome, model, versions=versions, device_key=device_key, breathe=breathe
             )
             self.result = None
+            TRAFFIC.settled(self)
             # The request folds into this object: let go of each other, or only a collection would free them.
             self._resolver = None
             self.request.fold = lambda _chunks, _marks: None
@@ -157,6 +200,7 @@ class Resolver:
         self._closed: tuple[PhaseSums, Cycle] | None = None
         self._samples: list[PassSample] = []
         self._samples_dropped = 0
+        self._spans: dict[str, list[Interval]] = {}
 
     def begin(self, started_ns: int) -> None:
         """The user's `generate` starts now: what came before was ours."""
@@ -210,8 +254,17 @@ class Resolver:
         self._cycle.parts["gc"] += self._gc_ns
         self._gc_ns = 0
         self._phase.end_ns = self._cursor_ns
+        self._note_span(self._phase.name, self._cycle.start_ns)
         self._closed = (self._phase, self._cycle)
         self._cycle = None
+
+    def _note_span(self, phase: str, start_ns: int) -> None:
+        """Where a phase lay in time, for what happened beside it; stretches that touch are one."""
+        spans = self._spans.setdefault(phase, [])
+        if spans and (start_ns <= spans[-1][1] or len(spans) >= SPANS_KEPT):
+            spans[-1] = (spans[-1][0], self._cursor_ns)
+        else:
+            spans.append((start_ns, self._cursor_ns))
 
     def _sum_closed(self) -> None:
         if self._closed is not None:
@@ -329,11 +382,15 @@ class Resolver:
         request = raw.request
         tail_ns = self._walk_to_the_end(request, breathe)
         wall_ns = request.left_ns - request.entered_ns
-        phases = tuple(phase.record(self._origin_ns, wait_known=self._stops > 0) for phase in self._phases.values())
+        contended_ns, contended_with = self._beside(raw)
+        phases = tuple(
+            phase.record(self._origin_ns, wait_known=self._stops > 0, contended_ns=contended_ns.get(phase.name))
+            for phase in self._phases.values()
+        )
         output_tokens, finish_reasons = outcome.count(call)
         ttft_ns, ttft_method = self._ttft(streaming=call.options.streaming)
         return GenerationRecord(
-            request_id=secrets.token_hex(8),
+            request_id=raw.request_id,
             model=model,
             started_unix_ns=request.started_unix_ns,
             wall_ns=wall_ns,
@@ -356,7 +413,23 @@ class Resolver:
             notes=self._notes(),
             versions=versions,
             device_key=device_key,
+            contended_with=contended_with,
         )
+
+    def _beside(self, raw: RawRequest) -> tuple[dict[str, int], tuple[Contender, ...]]:
+        """Time per phase in which other requests were in a forward on the same device, and who they were."""
+        others = TRAFFIC.beside(raw)
+        device = device_of(raw.module()) if others else None
+        overlaps, merged = [], []
+        for other, passes in others:
+            if device is None or device_of(other.module()) != device:
+                continue
+            shared_ns = sum(overlap_ns(spans, passes) for spans in self._spans.values())
+            overlaps.append(_contender(other, shared_ns))
+            merged += passes
+        together = union(merged)
+        found = sorted((each for each in overlaps if each.overlap_ns), key=lambda each: -each.overlap_ns)
+        return {name: overlap_ns(spans, together) for name, spans in self._spans.items()}, tuple(found[:CONTENDERS])
 
     def _walk_to_the_end(self, request: Request, breathe: Callable[[], None]) -> int:
         """Place what was not folded, then the rest of the request; the tail."""
@@ -452,6 +525,22 @@ def _cache_identity(flags: int) -> int | None:
 
 def _known(value: int) -> int | None:
     return None if value == UNREADABLE else value
+
+
+def _contender(other: RawRequest, shared_ns: int) -> Contender:
+    trace_id, span_id = other.span_ids or (None, None)
+    return Contender(
+        request_id=other.request_id,
+        trace_id=None if trace_id is None else f"{trace_id:032x}",
+        span_id=None if span_id is None else f"{span_id:016x}",
+        overlap_ns=shared_ns,
+    )
+
+
+def device_of(module: Any) -> str | None:  # noqa: ANN401 - any module
+    """Where a model's first parameter lies; None where there is no model any more, or no parameter."""
+    first = next(module.parameters(), None) if module is not None else None
+    return None if first is None else str(first.device)
 
 
 def _tpot(wall_ns: int, ttft_ns: int | None, output_len: int | None) -> float | None:

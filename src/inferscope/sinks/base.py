@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from inferscope.errors import SinkError
 from inferscope.sinks.jsonl import JsonlSink
 from inferscope.sinks.log import LogSink, SpanIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from inferscope.analysis.verdict import Result
 
-__all__ = ["Sink", "resolve_sink", "resolve_sinks"]
+__all__ = ["EarlySink", "Root", "Sink", "resolve_sink", "resolve_sinks"]
 
 _CHOICES = 'a callable that takes one Result, "otel", "jsonl:PATH" or "log"'
 
@@ -23,6 +23,29 @@ class Sink(Protocol):
 
     def __call__(self, result: Result, /) -> object:
         """Take one result; what is returned is ignored."""
+
+
+class Root(Protocol):
+    """The span that a request has from its beginning."""
+
+    recording: bool
+    ids: tuple[int, int]
+
+
+@runtime_checkable
+class EarlySink(Protocol):
+    """A sink that also takes part when a request begins: on the generating thread, at once, without raising."""
+
+    def __call__(self, result: Result, /) -> object:
+        """Take one result."""
+
+    def begin(
+        self, request_id: str, started_unix_ns: int, context: object, model_name: str, options: Mapping[str, Any]
+    ) -> Root | None:
+        """A request begins; None where this sink has no say in whether it is observed."""
+
+    def abandon(self, request_id: str) -> None:
+        """There will be no result for this request; nothing happens where there has been one."""
 
 
 def resolve_sinks(specs: Iterable[object]) -> tuple[Sink, ...]:

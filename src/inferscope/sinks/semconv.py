@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from inferscope.analysis.verdict import PhaseDiagnosis, Result
-    from inferscope.records import PhaseRecord, QuantileSketch, WorstPass
+    from inferscope.records import Contender, PhaseRecord, QuantileSketch, RequestOptions, WorstPass
 
 __all__ = [
+    "CONTENDER",
     "PHASE",
     "REQUEST_END",
     "REQUEST_START",
     "RESOURCE",
     "WORST_PASS",
     "WORST_PASS_EVENT",
+    "AskedSubject",
     "Operation",
     "PhaseSubject",
     "RequestSubject",
@@ -52,6 +54,21 @@ class RequestSubject:
 
     result: Result
     operation: Operation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedSubject:
+    """What is known of a request when it begins.
+
+    Attributes:
+        model_name: The model's name.
+        operation: What the caller says it is.
+        options: What the call asks for.
+    """
+
+    model_name: str
+    operation: Operation
+    options: RequestOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,25 +180,34 @@ _R = "result.record"
 
 # fmt: off
 # A table reads as rows.
-REQUEST_START: tuple[Attribute[RequestSubject], ...] = (
+REQUEST_START: tuple[Attribute[AskedSubject], ...] = (
     Attribute("gen_ai.operation.name", "string", "", "`text_completion`, or `chat`.", _get("operation")),
     Attribute("gen_ai.provider.name", "string", "", "Always `huggingface`.", lambda _: "huggingface"),
-    Attribute("gen_ai.request.model", "string", "", "The model's name.", _get(f"{_R}.model.name")),
+    Attribute("gen_ai.request.model", "string", "", "The model's name.", _get("model_name")),
     Attribute(
         "gen_ai.request.max_tokens", "int", "{token}", "Limit on new tokens, where the call set one.",
-        _get(f"{_R}.options.max_new_tokens"),
+        _get("options.max_new_tokens"),
     ),
     Attribute(
         "gen_ai.request.temperature", "double", "1", "Sampling temperature, where the call set one.",
-        _get(f"{_R}.options.temperature"),
+        _get("options.temperature"),
     ),
-    Attribute("gen_ai.request.top_p", "double", "1", "Nucleus share, where set.", _get(f"{_R}.options.top_p")),
-    Attribute("gen_ai.request.top_k", "int", "{token}", "Candidates, where set.", _get(f"{_R}.options.top_k")),
+    Attribute("gen_ai.request.top_p", "double", "1", "Nucleus share, where set.", _get("options.top_p")),
+    Attribute("gen_ai.request.top_k", "int", "{token}", "Candidates, where set.", _get("options.top_k")),
     Attribute(
-        "gen_ai.request.stream", "boolean", "", "Whether a streamer was given.", _get(f"{_R}.options.streaming")
+        "gen_ai.request.stream", "boolean", "", "Whether a streamer was given.", _get("options.streaming")
     ),
 )
 """Given to `start_span`, where samplers see them."""
+
+CONTENDER: tuple[Attribute[Contender], ...] = (
+    Attribute("inferscope.request_id", "string", "", "The other request.", _get("request_id")),
+    Attribute(
+        "inferscope.contended", "double", "s", "Time of this request in which the other was in a forward.",
+        _seconds("overlap_ns"),
+    ),
+)
+"""On the links to the requests that held this one up."""
 
 REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
     Attribute("error.type", "string", "", "Class of the exception that left `generate`.", _error),
@@ -336,6 +362,11 @@ PHASE: tuple[Attribute[PhaseSubject], ...] = (
     Attribute("inferscope.launches", "int", "{launch}", "Kernels launched.", _get("phase.launches")),
     Attribute("inferscope.syncs", "int", "{sync}", "Host reads seen: a lower bound.", _get("phase.syncs")),
     Attribute(
+        "inferscope.contended", "double", "s",
+        "Time in which another traced request was in a forward on the same device: a lower bound.",
+        _seconds("phase.contended_ns"),
+    ),
+    Attribute(
         "inferscope.mfu", "double", "1", "Achieved FLOP/s over the dense peak of the dtype (0..1).",
         _get("verdict.mfu"),
     ),
@@ -411,6 +442,7 @@ def reference_markdown() -> str:
         ("The request's span: set at its end", _END_LEAD, REQUEST_END),
         ("The phases' spans", _PHASE_LEAD, PHASE),
         (f"The event `{WORST_PASS_EVENT}`", _EVENT_LEAD, WORST_PASS),
+        ("Links to contending requests", _LINK_LEAD, CONTENDER),
     ):
         parts += [f"## {title}\n", f"{lead}\n", "| attribute | type | unit | meaning |", "|---|---|---|---|"]
         parts += [f"| `{row.name}` | {row.type} | {row.unit} | {row.meaning} |" for row in rows]
@@ -426,12 +458,17 @@ Generated from `inferscope.sinks.semconv`; a test holds the two together.
 
 One call of `generate` becomes one span named `{operation} {model}` (kind INTERNAL) and one child per phase, named
 exactly `prefill`, `decode`, `encode`, `verify`, `draft` or `mixed`. Children are siblings and lie inside their
-parent's time range. Spans are built after the call has returned, with the times that were measured in it.
+parent's time range. The request's span begins with the request; its children are built after the call has returned,
+with the times that were measured in it.
 
 What is unknown is left out: an attribute that is absent was not measured. Durations are doubles in seconds.
 Prompt and completion text is never sent.
 """
-_START_LEAD = "Samplers see these."
+_START_LEAD = "Given when the request begins, so that samplers see them."
+_LINK_LEAD = (
+    "A request during which other traced requests were in a forward on the same device links to the spans of those "
+    "others, at most eight, largest overlap first."
+)
 _END_LEAD = (
     "`ledger.setup` + `time_in_model_inference` + `ledger.tail` + `self` + `ledger.residual` = `latency.e2e`. "
     "A request that an exception ended has the status ERROR."

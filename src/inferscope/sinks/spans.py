@@ -1,7 +1,8 @@
-"""Spans: one per request and one child per phase, built after the call from the times measured in it.
+"""Spans: one per request, begun when the request begins, and one child per phase, built after the call.
 
-Building them inside the call would cost the host tens of microseconds per span and, with a streamer in another
-thread, lose the context; afterwards it costs nothing that anybody waits for.
+The request's span is begun at the entry of `generate` because that is when samplers decide; all that is known later
+is written to it on the background thread, where it costs nothing that anybody waits for. A result that never began
+here, such as that of a stored record, becomes the same spans afterwards.
 """
 
 from __future__ import annotations
@@ -9,27 +10,57 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, get_value
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import (
+    NoOpTracerProvider,
+    ProxyTracerProvider,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+)
 
+from inferscope.records import RequestOptions
 from inferscope.sinks import semconv
 from inferscope.sinks.attributes import plain_text, values
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Span, SpanContext, Tracer, TracerProvider
+    from collections.abc import Mapping
+
+    from opentelemetry.trace import Tracer, TracerProvider
 
     from inferscope.analysis.verdict import Result
-    from inferscope.records import PhaseRecord
+    from inferscope.records import GenerationRecord, PhaseRecord
 
 __all__ = ["SpanSink"]
 
 # The second is Traceloop's, set by frameworks that already report the same call as a model span.
 _SUPPRESSION_KEYS = (_SUPPRESS_INSTRUMENTATION_KEY, "suppress_language_model_instrumentation")
+_UNDECIDED = (ProxyTracerProvider, NoOpTracerProvider)
 _WORST_PASSES = 3
 _REMEMBERED = 256
+
+
+class RootSpan(NamedTuple):
+    """The span of a running request.
+
+    Attributes:
+        span: The span; one that records nothing where the request is not to be traced.
+        recording: Whether it is to be traced.
+        ids: Trace id and span id.
+    """
+
+    span: Span
+    recording: bool
+    ids: tuple[int, int]
+
+
+_UNTRACED = RootSpan(trace.INVALID_SPAN, recording=False, ids=(0, 0))
 
 
 class SpanSink:
@@ -52,32 +83,79 @@ class SpanSink:
             operation: Value of `gen_ai.operation.name`.
         """
         self._tracer: Tracer = trace.get_tracer("inferscope", version("inferscope"), tracer_provider)
+        self._provider = tracer_provider
         self._operation = operation
+        self._roots: dict[str, RootSpan] = {}
         self._lock = threading.Lock()
         self._contexts: OrderedDict[str, SpanContext] = OrderedDict()
 
+    def begin(
+        self, request_id: str, started_unix_ns: int, context: object, model_name: str, options: Mapping[str, Any]
+    ) -> RootSpan | None:
+        """Begin the span of a request, which is when its sampler decides.
+
+        Args:
+            request_id: The record's.
+            started_unix_ns: Wall-clock time of its entry.
+            context: Where the span hangs.
+            model_name: The model's.
+            options: The keyword arguments of `generate`.
+
+        Returns:
+            The span; None where no tracer provider is set, so that nobody has decided anything.
+        """
+        if any(get_value(key) for key in _SUPPRESSION_KEYS):
+            root = _UNTRACED
+        elif self._provider is None and isinstance(trace.get_tracer_provider(), _UNDECIDED):
+            return None
+        else:
+            asked = semconv.AskedSubject(model_name=model_name, operation=self._operation, options=asked_of(options))
+            root = self._start(asked, context, started_unix_ns)
+        self._roots[request_id] = root
+        return root
+
+    def abandon(self, request_id: str) -> None:
+        """End the span of a request that will have no result; nothing happens where there is none."""
+        root = self._roots.pop(request_id, None)
+        if root is not None and root.recording:
+            root.span.end()
+
+    def _start(self, asked: semconv.AskedSubject, context: object, started_unix_ns: int) -> RootSpan:
+        span = self._tracer.start_span(
+            f"{self._operation} {plain_text(asked.model_name)}",
+            context=context if isinstance(context, Context) else Context(),
+            kind=SpanKind.INTERNAL,
+            attributes=values(semconv.REQUEST_START, asked),
+            start_time=started_unix_ns,
+        )
+        place = span.get_span_context()
+        return RootSpan(span, recording=span.is_recording(), ids=(place.trace_id, place.span_id))
+
+    def _root_of(self, result: Result) -> RootSpan:
+        begun = self._roots.pop(result.record.request_id, None)
+        if begun is not None:
+            return begun
+        parent = result.parent_context
+        if isinstance(parent, Context) and any(get_value(key, parent) for key in _SUPPRESSION_KEYS):
+            return _UNTRACED
+        record = result.record
+        asked = semconv.AskedSubject(model_name=record.model.name, operation=self._operation, options=record.options)
+        return self._start(asked, parent, record.started_unix_ns)
+
     def __call__(self, result: Result) -> None:
-        """Build the spans of one request."""
-        parent = result.parent_context if isinstance(result.parent_context, Context) else Context()
-        if any(get_value(key, parent) for key in _SUPPRESSION_KEYS):
+        """Complete the spans of one request."""
+        root, recording, _ = self._root_of(result)
+        if not recording:
             return
         subject = semconv.RequestSubject(result=result, operation=self._operation)
         record = result.record
-        root = self._tracer.start_span(
-            f"{self._operation} {plain_text(record.model.name)}",
-            context=parent,
-            kind=SpanKind.INTERNAL,
-            attributes=values(semconv.REQUEST_START, subject),
-            start_time=record.started_unix_ns,
-        )
-        if not root.is_recording():
-            return
         # A viewer cuts off a child that reaches past its parent.
         end_unix_ns = record.started_unix_ns + max([record.wall_ns, *(phase.end_ns for phase in record.phases)])
         try:
             root.set_attributes(values(semconv.REQUEST_END, subject))
             if record.status == "aborted":
                 root.set_status(Status(StatusCode.ERROR, record.error_type))
+            _link_contenders(root, record)
             self._remember(record.request_id, root.get_span_context())
             for phase in record.phases:
                 self._phase_span(root, result, phase)
@@ -128,3 +206,31 @@ class SpanSink:
             self._contexts[request_id] = context
             while len(self._contexts) > _REMEMBERED:
                 self._contexts.popitem(last=False)
+
+
+def asked_of(options: Mapping[str, Any]) -> RequestOptions:
+    """What a call of `generate` asks for, of its keyword arguments and their `generation_config`."""
+    given = options.get("generation_config")
+
+    def said(name: str) -> Any:  # noqa: ANN401 - options have any type
+        value = options.get(name)
+        return value if value is not None or given is None else getattr(given, name, None)
+
+    return RequestOptions(
+        max_new_tokens=said("max_new_tokens"),
+        temperature=said("temperature"),
+        top_p=said("top_p"),
+        top_k=said("top_k"),
+        num_beams=said("num_beams"),
+        streaming=options.get("streamer") is not None,
+    )
+
+
+def _link_contenders(root: Span, record: GenerationRecord) -> None:
+    """Links to the requests that held this one up, where they have spans."""
+    for other in record.contended_with:
+        if other.trace_id and other.span_id:
+            place = SpanContext(
+                int(other.trace_id, 16), int(other.span_id, 16), is_remote=False, trace_flags=TraceFlags(1)
+            )
+            root.add_link(place, values(semconv.CONTENDER, other))

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
 
 from inferscope.analysis.verdict import BOUNDS
-from inferscope.records import DeviceTime, GenerationRecord, RequestOptions, WorstPass
+from inferscope.records import Contender, DeviceTime, GenerationRecord, RequestOptions, WorstPass
 from inferscope.sinks import semconv
 from inferscope.sinks.spans import SpanSink
 from inferscope.testing import make_record, make_result
@@ -57,8 +57,9 @@ def full_result():
         status="aborted",
         error_type="KeyboardInterrupt",
         notes=("device time unknown: no CUDA device",),
+        contended_with=(Contender(request_id="1", trace_id="0" * 31 + "1", span_id="0" * 15 + "1", overlap_ns=1_000),),
     )
-    phases = tuple(replace(phase, launches=301 * phase.passes) for phase in record.phases)
+    phases = tuple(replace(phase, launches=301 * phase.passes, contended_ns=1_000) for phase in record.phases)
     result = make_result(record=replace(record, phases=phases))
     verdicts = tuple(replace(p, shares=dict.fromkeys(BOUNDS, 1 / len(BOUNDS))) for p in result.diagnosis.phases)
     return replace(result, diagnosis=replace(result.diagnosis, phases=verdicts))
@@ -86,6 +87,8 @@ def test_no_row_of_the_tables_is_dead(recorder):
     others = {"encode", "verify", "draft", "mixed", "unknown"}
     assert unseen == {f"gen_ai.latency.time_in_model_{name}" for name in others}
     assert set(decode.events[0].attributes) == {row.name for row in semconv.WORST_PASS}
+    assert set(root.links[0].attributes) == {row.name for row in semconv.CONTENDER}
+    assert root.links[0].context.trace_id == 1
 
 
 def test_values_have_the_type_of_the_table(recorder):

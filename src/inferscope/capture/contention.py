@@ -1,0 +1,116 @@
+"""Which requests ran beside each other: who was in a forward while another one was waiting.
+
+Looked at after a request has ended, from the rows that every request writes anyway; nothing here runs inside a
+forward. What a long request has folded away is no longer known: overlaps are lower bounds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from inferscope.capture.frames import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from inferscope.capture.resolve import RawRequest
+
+__all__ = ["TRAFFIC", "Interval", "Traffic", "overlap_ns", "union"]
+
+Interval = tuple[int, int]
+RECENT_KEPT = 64
+"""Finished requests whose rows are kept while an older one still runs."""
+
+
+class Traffic:
+    """The requests of this process: those that run, and those that ended while another was running."""
+
+    def __init__(self) -> None:
+        """Begin with nobody."""
+        self._live: set[RawRequest] = set()
+        self._recent: deque[RawRequest] = deque(maxlen=RECENT_KEPT)
+        self._lock = threading.Lock()
+
+    def enter(self, raw: RawRequest) -> None:
+        """A request begins. On the generating thread."""
+        with self._lock:
+            self._live.add(raw)
+
+    def leave(self, raw: RawRequest) -> None:
+        """It has ended; it is kept while a request that overlaps it runs or has not been looked at."""
+        with self._lock:
+            self._live.discard(raw)
+            if self._live or self._recent:
+                self._recent.append(raw)
+
+    def active(self) -> bool:
+        """Whether any request is running."""
+        return bool(self._live)
+
+    def settled(self, raw: RawRequest) -> None:
+        """The record of `raw` has been made: let go of what nobody can have overlapped any more."""
+        with self._lock:
+            raw.settled = True
+            pending = [*self._live, *(other for other in self._recent if not other.settled)]
+            oldest_ns = min((other.request.entered_ns for other in pending), default=None)
+            kept = [other for other in self._recent if oldest_ns is not None and other.request.left_ns > oldest_ns]
+            self._recent = deque(kept, maxlen=RECENT_KEPT)
+
+    def beside(self, raw: RawRequest) -> list[tuple[RawRequest, list[Interval]]]:
+        """The others whose passes overlap a finished request in time, with those passes in ascending order."""
+        entered_ns, left_ns = raw.request.entered_ns, raw.request.left_ns
+        with self._lock:
+            others = [other for other in (*self._live, *self._recent) if other is not raw]
+        found = []
+        for other in others:
+            if other.request.entered_ns >= left_ns:
+                continue
+            passes = [span for span in _passes(other) if span[1] > entered_ns and span[0] < left_ns]
+            if passes:
+                found.append((other, passes))
+        return found
+
+    def reset(self) -> None:
+        """Forget everybody: a forked child has none of its parent's requests."""
+        self._live, self._recent, self._lock = set(), deque(maxlen=RECENT_KEPT), threading.Lock()
+
+
+TRAFFIC = Traffic()
+
+
+def _passes(other: RawRequest) -> list[Interval]:
+    """Passes written down so far. The other thread may be writing: rows that are not whole yet hold a zero."""
+    rows_now, used = other.request.rows, other.request.row
+    found = []
+    for rows in (*tuple(other.request.chunks), rows_now[:used]):
+        for start in range(0, len(rows), Row.WIDTH):
+            started, ended = rows[start + Row.STARTED], rows[start + Row.ENDED]
+            if 0 < started < ended:
+                found.append((started, ended))
+    return found
+
+
+def overlap_ns(spans: Iterable[Interval], others: list[Interval]) -> int:
+    """Time that two ascending lists of intervals share, in nanoseconds; each list is free of overlaps in itself."""
+    total = index = 0
+    for begin, end in spans:
+        while index < len(others) and others[index][1] <= begin:
+            index += 1
+        at = index
+        while at < len(others) and others[at][0] < end:
+            total += max(0, min(end, others[at][1]) - max(begin, others[at][0]))
+            at += 1
+    return total
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same stretches of time, ascending and free of overlaps."""
+    joined: list[Interval] = []
+    for begin, end in sorted(intervals):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((begin, end))
+    return joined
