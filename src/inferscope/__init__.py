@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from inferscope.analysis.verdict import Diagnosis as Diagnosis
     from inferscope.analysis.verdict import Evidence as Evidence
     from inferscope.analysis.verdict import Finding as Finding
+    from inferscope.capture.loops import phase as phase
     from inferscope.errors import InferscopeError as InferscopeError
+    from inferscope.experiments.lint import LintReport as LintReport
+    from inferscope.experiments.lint import lint as lint
     from inferscope.hardware.calibration import calibrate as calibrate
+    from inferscope.monitor import BottleneckMonitor as BottleneckMonitor
     from inferscope.records import GenerationRecord as GenerationRecord
+    from inferscope.session import Instrumentation as Instrumentation
     from inferscope.session import Result as Result
     from inferscope.session import Session as Session
     from inferscope.session import cost as cost
     from inferscope.session import diagnose as diagnose
+    from inferscope.session import instrument as instrument
     from inferscope.session import trace as trace
     from inferscope.sinks.jsonl import read_records as read_records
     from inferscope.sinks.setup import setup as setup
@@ -33,12 +39,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "BottleneckMonitor": "monitor",
     "DeviceSpec": "specs",
     "Diagnosis": "analysis.verdict",
     "Evidence": "analysis.verdict",
     "Finding": "analysis.verdict",
     "GenerationRecord": "records",
     "InferscopeError": "errors",
+    "Instrumentation": "session",
+    "LintReport": "experiments.lint",
     "ModelSpec": "specs",
     "PassCost": "analysis.cost",
     "Result": "session",
@@ -46,18 +55,24 @@ _PLACES = {
     "calibrate": "hardware.calibration",
     "cost": "session",
     "diagnose": "session",
+    "instrument": "session",
+    "lint": "experiments.lint",
+    "phase": "capture.loops",
     "read_records": "sinks.jsonl",
     "setup": "sinks.setup",
     "trace": "session",
 }
 
 __all__ = [
+    "BottleneckMonitor",
     "DeviceSpec",
     "Diagnosis",
     "Evidence",
     "Finding",
     "GenerationRecord",
     "InferscopeError",
+    "Instrumentation",
+    "LintReport",
     "ModelSpec",
     "PassCost",
     "Result",
@@ -66,6 +81,9 @@ __all__ = [
     "calibrate",
     "cost",
     "diagnose",
+    "instrument",
+    "lint",
+    "phase",
     "read_records",
     "setup",
     "trace",

@@ -13,9 +13,10 @@ __all__ = [
     "CalibrationError",
     "CostUnavailableError",
     "InferscopeError",
+    "LimitExceededError",
+    "LintError",
     "MissingExtraError",
     "ModelNotFoundError",
-    "NoGenerateError",
     "NotAModelError",
     "RecordFormatError",
     "SettingError",
@@ -29,7 +30,8 @@ class InferscopeError(Exception):
 
     Attributes:
         slug: Stable key of the message, the heading of its section in docs/reference/messages.md.
-        exit_code: What the command line exits with (2 = the user's input, 3 = this machine).
+        exit_code: What the command line exits with (2 = the user's input, 3 = this machine,
+            4 = a limit that was given is exceeded).
     """
 
     slug: ClassVar[str] = "error"
@@ -40,12 +42,6 @@ class NotAModelError(InferscopeError, TypeError):
     """What was handed to `trace` is not a `torch.nn.Module`."""
 
     slug = "not-a-model"
-
-
-class NoGenerateError(InferscopeError, TypeError):
-    """The model has no `generate`, so there is no request to observe."""
-
-    slug = "model-without-generate"
 
 
 class SinkError(InferscopeError, TypeError):
@@ -101,3 +97,16 @@ class MissingExtraError(InferscopeError, ImportError):
     """An optional dependency is needed for what was asked."""
 
     slug = "missing-extra"
+
+
+class LintError(InferscopeError, ValueError):
+    """A model cannot be linted as asked: inputs are missing, or it needs values that are not there."""
+
+    slug = "lint-impossible"
+
+
+class LimitExceededError(InferscopeError):
+    """Something was measured or counted, and is above the limit that was given."""
+
+    slug = "limit-exceeded"
+    exit_code: ClassVar[int] = 4

@@ -61,7 +61,14 @@ def fault(slug: str, error: BaseException, **facts: object) -> None:
     """
     if os.environ.get("INFERSCOPE_RAISE") == "1":
         raise error
-    warn(slug, f"inferscope failed and stepped aside: {type(error).__name__}: {error}", **facts)
+    with contextlib.suppress(Exception):  # there is nobody left to tell
+        warn(slug, f"inferscope failed and stepped aside: {type(error).__name__}: {error}", **facts)
+
+
+def after_fork() -> None:
+    """In a forked child: a lock that a thread of the parent's may have held is nobody's now."""
+    global _lock  # noqa: PLW0603 - a lock is replaced, not shared
+    _lock = threading.Lock()
 
 
 def reset() -> None:

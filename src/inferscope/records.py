@@ -275,7 +275,8 @@ class Ledger:
     """Closed accounting of a request: queue + setup + phases + tail + self + residual = wall, exactly.
 
     Attributes:
-        setup_ns: From `generate`'s entry to the first forward; with a queue, from where its first pass is prepared.
+        setup_ns: From `generate`'s entry to the model's own first forward, encoders' forwards left out; with a queue,
+            from where its first pass is prepared.
         phases_ns: Name and wall of each phase.
         tail_ns: After the last token.
         self_ns: inferscope's own measured time inside the request.
@@ -340,6 +341,10 @@ class GenerationRecord:
         output_tokens: New tokens over the batch, padding excluded; None where counting would sync the device.
         output_len: New tokens of the longest sequence, from the result's shape.
         finish_reasons: Per sequence "length" or "stop"; None where unknown.
+        padding_tokens: Prompt positions over the batch that hold padding: computed, and of no use to anybody; None
+            where counting would sync the device.
+        drafted_tokens: Candidates that assisted decoding put to the model; None where none were, or it is not known.
+        accepted_tokens: Those of them that became part of the result; None where that is not known.
         options: What the caller asked for.
         phases: In time order.
         ledger: Where the wall went.
@@ -350,6 +355,7 @@ class GenerationRecord:
         notes: What is missing from this record, and why.
         versions: (name, version) of what ran.
         device_key: Identity of the machine or GPU it ran on, as `DeviceSpec.key`; None where it is not known.
+        rank: Of the process among those that run one model together; None where there is only one.
         contended_with: The other requests behind `contended_ns`, largest overlap first, at most eight.
     """
 
@@ -367,6 +373,9 @@ class GenerationRecord:
     output_tokens: int | None
     output_len: int | None
     finish_reasons: tuple[str, ...] | None
+    padding_tokens: int | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
     options: RequestOptions
     phases: tuple[PhaseRecord, ...]
     ledger: Ledger
@@ -377,7 +386,15 @@ class GenerationRecord:
     notes: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     device_key: str | None = None
+    rank: int | None = None
     contended_with: tuple[Contender, ...] = ()
+
+    @property
+    def acceptance_share(self) -> float | None:
+        """Accepted over drafted tokens (0..1); None where nothing was drafted, or one of them is not known."""
+        if not self.drafted_tokens or self.accepted_tokens is None:
+            return None
+        return self.accepted_tokens / self.drafted_tokens
 
     def phase(self, name: str) -> PhaseRecord | None:
         """The phase of that name, or None where the request had none."""

@@ -7,9 +7,12 @@ and said once.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import os
 import random
+import sys
 import threading
 import time
 import weakref
@@ -19,14 +22,17 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import opentelemetry.context
+import opentelemetry.trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from inferscope import notices
 from inferscope.analysis import cost as costs
 from inferscope.analysis import diagnosis, verdict
 from inferscope.analysis.findings import find
 from inferscope.capture import intercept, introspect
+from inferscope.capture.frames import CURRENT
 from inferscope.capture.resolve import Begun
-from inferscope.errors import CostUnavailableError, InferscopeError, SettingError
+from inferscope.errors import CostUnavailableError, InferscopeError, NotAModelError, SettingError
 from inferscope.hardware import calibration, probe
 from inferscope.pipeline import Pipeline
 from inferscope.report.plain import to_text
@@ -35,17 +41,17 @@ from inferscope.sinks.base import EarlySink, resolve_sinks
 from inferscope.specs import DeviceSpec, ModelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
 
     from inferscope.analysis.cost import PassCost
-    from inferscope.capture.resolve import RawRequest
+    from inferscope.capture.resolve import Finished
     from inferscope.records import GenerationRecord
     from inferscope.sinks.base import Sink
     from inferscope.specs import CostTerms
 
-__all__ = ["Result", "Session", "cost", "diagnose", "trace"]
+__all__ = ["Instrumentation", "Result", "Session", "cost", "diagnose", "instrument", "trace"]
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -63,6 +69,20 @@ class Result(verdict.Result):
 
 
 _PIPELINE = Pipeline()
+_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """A pre-fork server's worker observes its own requests: threads, queues and locks begin anew."""
+    notices.after_fork()
+    intercept.after_fork()
+    _PIPELINE.after_fork()
+    for session in list(_SESSIONS):
+        session.after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class _Inbox:
@@ -75,7 +95,7 @@ class _Inbox:
         self._skippable = bool(sinks) and len(self._sinks) == len(sinks)
         self._model_name = model_name
         # A thread starts without a context: what it generates belongs where tracing began.
-        self._context = opentelemetry.context.get_current()
+        self._context = _ambient_context()
         self.keep_samples = settings.detail == "passes"
 
     def begin(
@@ -95,7 +115,7 @@ class _Inbox:
             return None
         return Begun(context, span_ids)
 
-    def __call__(self, raw: RawRequest, begun: Begun) -> None:
+    def __call__(self, raw: Finished, begun: Begun) -> None:
         self._session._receive(raw, begun)  # noqa: SLF001 - the other half of one mechanism
 
     def abandon(self, request_id: str) -> None:
@@ -119,9 +139,15 @@ class Session:
         sinks: tuple[Sink, ...],
     ) -> None:
         """Prepare; nothing is attached before the session is entered."""
-        if not settings.disabled:
-            intercept.target_of(model)
-        self._model = model
+        target = model if settings.disabled else intercept.target_of(model)
+        if not settings.disabled and not callable(getattr(target, "generate", None)):
+            notices.warn(
+                "no-generate",
+                f"{type(model).__name__} has no generate(): its forwards are taken as a hand-written loop; name them "
+                "with inferscope.phase(), or trace the model that generates",
+            )
+        # A server that drops its model must not find it kept alive by us.
+        self._model: Callable[[], Any] = (lambda: None) if settings.disabled else weakref.ref(target)
         self._settings = settings
         self._device = device
         self._device_known = device is not None
@@ -132,15 +158,20 @@ class Session:
         self._results: deque[Result] = deque(maxlen=settings.keep_results)
         self._pending = 0
         self._changed = threading.Condition()
+        _SESSIONS.add(self)
 
     def __enter__(self) -> Session:
         """Attach; entering twice is counted."""
         with self._entering:
             self._depth += 1
             if self._depth == 1 and not self._settings.disabled:
-                target = intercept.target_of(self._model)
+                target = self._model()
+                if target is None:
+                    raise NotAModelError(
+                        "the model of this session is gone: it was freed before the session was entered"
+                    )
                 inbox = _Inbox(self, self._settings, self._sinks, introspect.name_of(target))
-                self._attachment = intercept.attach(self._model, inbox)
+                self._attachment = intercept.attach(target, inbox)
                 _PIPELINE.open()
         return self
 
@@ -183,6 +214,43 @@ class Session:
 
         return cast("_F", traced)
 
+    def after_fork(self) -> None:
+        """In a forked child: what the parent's threads held, or had begun, is not ours."""
+        self._changed, self._entering, self._pending = threading.Condition(), threading.Lock(), 0
+        for sink in self._sinks:
+            forget = getattr(sink, "after_fork", None)
+            if forget is not None:
+                forget()
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[None]:
+        """The borders of one request around a hand-written loop, or around several calls that belong together.
+
+        Without it the forwards of a thread are one request until a new prompt begins, a result is asked for, or
+        tracing ends.
+        """
+        attachment = self._attachment
+        loop = None
+        if attachment is not None:
+            attachment.finish_loop()
+            loop = attachment.new_loop()
+        if loop is None:
+            yield
+            return
+        loop.explicit, loop.module = True, self._model()
+        loop.begin(time.perf_counter_ns())
+        token = CURRENT.set(loop)
+        error_type = None
+        try:
+            yield
+        except BaseException as error:
+            error_type = type(error).__qualname__
+            raise
+        finally:
+            CURRENT.reset(token)
+            loop.module = None
+            loop.finish(time.perf_counter_ns(), error_type)
+
     @property
     def last(self) -> Result | None:
         """The newest result, waiting for those still being made; None where there was no request."""
@@ -204,6 +272,8 @@ class Session:
         Returns:
             Whether all are there.
         """
+        if self._attachment is not None:
+            self._attachment.finish_loop()
         with self._changed:
             if self._pending == 0:
                 return True
@@ -212,14 +282,14 @@ class Session:
             _PIPELINE.hurry()
             return self._changed.wait_for(lambda: self._pending == 0, timeout_s)
 
-    def _receive(self, raw: RawRequest, begun: Begun) -> None:
+    def _receive(self, raw: Finished, begun: Begun) -> None:
         with self._changed:
             self._pending += 1
-        if not _PIPELINE.submit(functools.partial(self._process, raw, begun)):
+        if not _PIPELINE.submit(functools.partial(self._process, raw, begun), raw.held_bytes):
             self._abandon(raw.request_id)
             self._done()
 
-    def _process(self, raw: RawRequest, begun: Begun) -> None:
+    def _process(self, raw: Finished, begun: Begun) -> None:
         try:
             self._make(raw, begun)
         finally:
@@ -232,11 +302,15 @@ class Session:
             if isinstance(sink, EarlySink):
                 sink.abandon(request_id)
 
-    def _make(self, raw: RawRequest, begun: Begun) -> None:
+    def _make(self, raw: Finished, begun: Begun) -> None:
         model = _MODELS.describe(raw, self._settings.cache_dir)
         _PIPELINE.breathe()
         record = raw.record(
-            model, versions=_versions(), device_key=_machine_key(model.device or "cpu"), breathe=_PIPELINE.breathe
+            model,
+            versions=_versions(),
+            device_key=_machine_key(model.device or "cpu"),
+            rank=_rank(),
+            breathe=_PIPELINE.breathe,
         )
         result = self._judge(record, begun.context)
         _PIPELINE.breathe()
@@ -266,6 +340,39 @@ class Session:
             self._changed.notify_all()
 
 
+class Instrumentation:
+    """A model observed for a server's life time, until `remove`.
+
+    Attributes:
+        session: Its results.
+    """
+
+    def __init__(self, session: Session) -> None:
+        """Attach; `instrument` does."""
+        self.session = session
+        self._lock = threading.Lock()
+        self._on = False
+        self.enabled = True
+
+    @property
+    def enabled(self) -> bool:
+        """Whether requests are observed. Can be set at any time: those that run already are not touched."""
+        return self._on
+
+    @enabled.setter
+    def enabled(self, wanted: bool) -> None:
+        with self._lock:
+            if wanted and not self._on:
+                self.session.__enter__()
+            elif self._on and not wanted:
+                self.session.__exit__(None, None, None)
+            self._on = wanted
+
+    def remove(self) -> None:
+        """Leave the model and transformers as they were; safe to call twice."""
+        self.enabled = False
+
+
 class _Models:
     """Descriptions and operator costs of the models seen, kept while they live."""
 
@@ -273,7 +380,7 @@ class _Models:
         self._specs: weakref.WeakKeyDictionary[Any, tuple[object, ModelSpec]] = weakref.WeakKeyDictionary()
         self._costs: dict[str, tuple[CostTerms | None, str]] = {}
 
-    def describe(self, raw: RawRequest, cache_dir: Path) -> ModelSpec:
+    def describe(self, raw: Finished, cache_dir: Path) -> ModelSpec:
         """What ran, with its costs where they can be made. Background thread only."""
         module = raw.module()
         if module is None:
@@ -314,6 +421,23 @@ def _wait_for_idle() -> None:
         time.sleep(0.002)
 
 
+def _ambient_context() -> object:
+    """Where requests of threads without a context belong: the current span, or the one that started this process."""
+    context = opentelemetry.context.get_current()
+    if "TRACEPARENT" not in os.environ or opentelemetry.trace.get_current_span(context).get_span_context().is_valid:
+        return context
+    carrier = {name.lower(): os.environ[name] for name in ("TRACEPARENT", "TRACESTATE") if name in os.environ}
+    return TraceContextTextMapPropagator().extract(carrier, context)
+
+
+def _rank() -> int | None:
+    """Of this process among those that run a model together."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    return int(distributed.get_rank())
+
+
 @functools.cache
 def _versions() -> tuple[tuple[str, str], ...]:
     names = ("inferscope", "torch", "transformers")
@@ -350,7 +474,8 @@ def trace(
     after it.
 
     Args:
-        model: A `torch.nn.Module` with `generate`.
+        model: A `torch.nn.Module`, as a rule one with `generate`; without it the forwards are recorded as a
+            hand-written loop.
         detail: "passes" keeps every pass in `record.pass_samples`, up to 4,096; None reads INFERSCOPE_DETAIL.
         device: Ceilings to judge by; None takes the stored calibration, or the catalogue for a known GPU.
         sinks: Callables or names ("otel", "jsonl:PATH", "log"); None sends spans through the tracer provider
@@ -364,7 +489,6 @@ def trace(
 
     Raises:
         NotAModelError: `model` is not a `torch.nn.Module`.
-        NoGenerateError: It has no `generate`.
         SinkError: A sink is neither a callable nor a known name.
         SettingError: `device` is no `DeviceSpec`, or `detail`, `sample_rate` or an INFERSCOPE_* variable has a value
             it cannot have.
@@ -382,6 +506,32 @@ def trace(
         device=device,
         sinks=resolve_sinks(("otel",) if sinks is None else sinks),
     )
+
+
+def instrument(
+    model: object,
+    *,
+    detail: str | None = None,
+    device: DeviceSpec | None = None,
+    sinks: Iterable[object] | None = None,
+    sample_rate: float | None = None,
+) -> Instrumentation:
+    """Observe every `generate` of a model from now on: `trace` for a server, without a block.
+
+    Args:
+        model: As for `trace`, like all that follows.
+        detail: See `trace`.
+        device: See `trace`.
+        sinks: See `trace`.
+        sample_rate: See `trace`.
+
+    Returns:
+        A handle: `handle.remove()` ends it, `handle.enabled = False` switches it off for a while.
+
+    Raises:
+        InferscopeError: As `trace`.
+    """
+    return Instrumentation(trace(model, detail=detail, device=device, sinks=sinks, sample_rate=sample_rate))
 
 
 def diagnose(record: GenerationRecord, *, device: DeviceSpec | None = None) -> Result:

@@ -23,7 +23,11 @@ class Variable:
 
 
 VARIABLES = (
-    Variable(name="INFERSCOPE_DISABLED", default="0", meaning="1: `trace` attaches nothing; `session.last` is None."),
+    Variable(
+        name="INFERSCOPE_DISABLED",
+        default="0",
+        meaning="1: `trace` attaches nothing; `session.last` is None. A monitor starts no thread.",
+    ),
     Variable(
         name="INFERSCOPE_DETAIL",
         default="phases",

@@ -29,6 +29,7 @@ from inferscope.records import (
     Work,
     WorstPass,
 )
+from inferscope.samples import GpuReading, GpuSample
 from inferscope.specs import Ceiling, DeviceSpec, ModelSpec, monomials
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from inferscope.analysis.verdict import Bound
 
-__all__ = ["CapturingSink", "make_record", "make_result"]
+__all__ = ["CapturingSink", "ReplayedGpus", "make_gpu_sample", "make_record", "make_result"]
 
 _SETUP_NS = 1_900_000
 _TAIL_NS = 45_000
@@ -93,6 +94,68 @@ class CapturingSink:
         """Forget everything collected."""
         with self._lock:
             self._results.clear()
+
+
+class ReplayedGpus:
+    """GPUs for a monitor on a machine without any: recorded readings in order, the last one again and again.
+
+    monitor = inferscope.BottleneckMonitor(gpus=ReplayedGpus(make_gpu_sample(sm_activity=0.2)), interval_s=0.1)
+    assert monitor.classify(monitor.sample()).bound == "overhead"
+    """
+
+    def __init__(self, *readings: GpuReading | GpuSample) -> None:
+        """Take at least one reading; a single sample stands for a machine with one GPU."""
+        if not readings:
+            raise ValueError("at least one reading is needed")
+        self._readings = [one if isinstance(one, GpuReading) else GpuReading(gpus=(one,)) for one in readings]
+        self.reads = 0
+
+    def read(self) -> GpuReading:
+        """The next reading."""
+        self.reads += 1
+        return self._readings[min(self.reads, len(self._readings)) - 1]
+
+
+def make_gpu_sample(**overrides: Any) -> GpuSample:  # noqa: ANN401 - fields have their own types
+    """A made-up window of an H100 that decodes at batch 1; overrides are fields of `GpuSample`.
+
+    Raises:
+        TypeError: An override is not a field of `GpuSample`.
+    """
+    _check_fields(overrides, GpuSample)
+    made: dict[str, Any] = {
+        "uuid": "GPU-00000000-0000-0000-0000-000000000000",
+        "index": 0,
+        "name": "NVIDIA H100 80GB HBM3",
+        "driver_version": "580.00",
+        "unix_ns": 1_790_000_000_000_000_000,
+        "window_s": 1.0,
+        "time_share": 1.0,
+        "memory_time_share": 0.8,
+        "engine_activity": 0.98,
+        "sm_activity": 0.93,
+        "sm_occupancy": 0.4,
+        "tensor_activity": 0.02,
+        "fp64_activity": 0.0,
+        "fp32_activity": 0.05,
+        "fp16_activity": 0.01,
+        "dram_activity": 0.71,
+        "pcie_tx_bytes_per_s": 2e7,
+        "pcie_rx_bytes_per_s": 3e7,
+        "pcie_limit_bytes_per_s": 63e9,
+        "sm_clock_hz": 1.98e9,
+        "sm_clock_max_hz": 1.98e9,
+        "memory_clock_hz": 2.619e9,
+        "clock_reasons": (),
+        "memory_used_bytes": 20 * 2**30,
+        "memory_total_bytes": 80 * 2**30,
+        "power_w": 430.0,
+        "power_limit_w": 700.0,
+        "energy_j": 1_000_000.0,
+        "temperature_c": 55.0,
+        "mig": False,
+    }
+    return GpuSample(**(made | overrides))
 
 
 def make_record(**overrides: Any) -> GenerationRecord:  # noqa: ANN401 - fields have their own types
@@ -159,7 +222,7 @@ def make_result(**overrides: Any) -> Result:  # noqa: ANN401 - fields have their
     return Result(**(made | overrides))
 
 
-def _check_fields(overrides: Mapping[str, object], kind: type[GenerationRecord | Result]) -> None:
+def _check_fields(overrides: Mapping[str, object], kind: type[GenerationRecord | Result | GpuSample]) -> None:
     unknown = sorted(overrides.keys() - {field.name for field in fields(kind)})
     if unknown:
         raise TypeError(f"{kind.__name__} has no field {', '.join(unknown)}")

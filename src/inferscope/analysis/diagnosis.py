@@ -107,6 +107,8 @@ def _judge(record: GenerationRecord, phase: PhaseRecord, device: DeviceSpec | No
 def _cost_of(record: GenerationRecord, phase: PhaseRecord) -> tuple[PassCost | None, str]:
     if record.model.cost is None:
         return None, record.model.cost_note or "the model's operators were not counted"
+    if phase.ledger.shared_ns is not None:
+        return None, "its passes are shared with other requests: what they cost is nobody's alone, and was not counted"
     if not phase.work:
         return None, "a pass had a shape that could not be read"
     if phase.name in {"draft", "encode", "unknown"}:
@@ -120,10 +122,14 @@ def _cost_of(record: GenerationRecord, phase: PhaseRecord) -> tuple[PassCost | N
 def _host_evidence(phase: PhaseRecord) -> tuple[Evidence, ...]:
     wall = max(phase.wall_ns, 1)
     between = phase.ledger.select_ns + phase.ledger.deliver_ns + (phase.ledger.wait_ns or 0)
-    return (
+    rows = (
         Evidence(metric="forward_share", value=phase.ledger.issue_ns / wall, source="measured", note="inside forwards"),
         Evidence(metric="between_share", value=between / wall, source="measured", note="between forwards"),
     )
+    if phase.ledger.shared_ns is None:
+        return rows
+    shared = phase.ledger.shared_ns / wall
+    return (*rows, Evidence(metric="shared_share", value=shared, source="measured", note="the turn of other requests"))
 
 
 def _judged(

@@ -14,6 +14,8 @@ from inferscope.records import RequestOptions
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from inferscope.capture.frames import Inner
+
 __all__ = [
     "Call",
     "Kept",
@@ -22,8 +24,8 @@ __all__ = [
     "hold",
     "hold_result",
     "is_assistant",
-    "is_assisted",
     "keep",
+    "prompt_len",
     "read_call",
     "read_result",
 ]
@@ -31,14 +33,12 @@ __all__ = [
 
 # What is looked at, after the call. A cache or a processor is not held on to: it may be large, or expected to die.
 _OPTIONS = (
-    "assistant_early_exit",
     "eos_token_id",
     "generation_config",
     "max_length",
     "max_new_tokens",
     "num_beams",
     "pad_token_id",
-    "prompt_lookup_num_tokens",
     "temperature",
     "top_k",
     "top_p",
@@ -101,7 +101,7 @@ def hold(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RawCall:
         prompt_name=name,
         prompt_shape=tuple(tensor.shape) if tensor is not None else None,
         decoder_len=decoder.shape[1] if decoder is not None else None,
-        prompt=keep(tensor) if mask is None and name in {"inputs", "input_ids"} else None,
+        prompt=keep(tensor) if mask is None and name == "input_ids" else None,
         has_mask=mask is not None,
         mask=keep(mask),
         streaming=kwargs.get("streamer") is not None,
@@ -115,6 +115,7 @@ class Call:
     Attributes:
         batch_size: Sequences handed in; None where there was no tensor to tell.
         input_tokens: Prompt tokens over the batch, padding excluded.
+        padding_tokens: Prompt positions over the batch that hold padding.
         prefix_len: Tokens of each result row that were not generated; None where that is unclear.
         options: What the caller asked for.
         eos_ids: Tokens that end a sequence.
@@ -124,6 +125,7 @@ class Call:
 
     batch_size: int | None
     input_tokens: int | None
+    padding_tokens: int | None = None
     prefix_len: int | None
     options: RequestOptions
     eos_ids: frozenset[int]
@@ -139,31 +141,44 @@ class Outcome:
         output_len: New tokens of the longest sequence.
         rows: Result sequences.
         sequences: Prefix and new tokens, (rows, prefix + output_len); None where reading would sync.
+        prefix_len: Tokens of the sequence that were not generated.
+        joined: They were put together from several windows, and the tokens that end a sequence are taken out.
     """
 
     output_len: int | None = None
     rows: int | None = None
     sequences: Kept | None = None
+    prefix_len: int | None = None
+    joined: bool = False
 
     def count(self, call: Call) -> tuple[int | None, tuple[str, ...] | None]:
         """Tokens generated over the batch, and per sequence why it ended; None where unknown."""
         values = self.sequences.read() if self.sequences is not None else None
         if self.output_len is None or values is None:
             return (self.output_len if self.rows == 1 else None), None
-        rows = [_ended(row[len(row) - self.output_len :], call) for row in values.tolist()]
+        if self.joined:
+            ends = call.eos_ids | {call.pad_id}
+            return sum(_without(row, ends) for row in values.tolist()), None
+        padded = len(values) > 1 and bool(call.eos_ids)  # transformers fills up only what an end token has ended
+        rows = [_ended(row[len(row) - self.output_len :], call, padded=padded) for row in values.tolist()]
         reasons = tuple(reason for _, reason in rows if reason is not None)
         return sum(length for length, _ in rows), reasons if len(reasons) == len(rows) else None
 
 
-def _ended(row: list[int], call: Call) -> tuple[int, str | None]:
+def _without(row: list[int], ends: frozenset[int | None]) -> int:
+    """Length of a row without what fills it up."""
+    length = len(row)
+    while length and row[length - 1] in ends:
+        length -= 1
+    return length
+
+
+def _ended(row: list[int], call: Call, *, padded: bool) -> tuple[int, str | None]:
     """Length of one generated row without its padding, and why it ended."""
     for index, token in enumerate(row):
         if token in call.eos_ids:
             return index + 1, "stop"
-    length = len(row)
-    if call.pad_id is not None and call.pad_id not in call.eos_ids:
-        while length and row[length - 1] == call.pad_id:
-            length -= 1
+    length = _without(row, frozenset({call.pad_id})) if padded and call.pad_id is not None else len(row)
     if length < len(row):
         return length, "stop"
     if call.max_new_tokens is None:
@@ -174,16 +189,18 @@ def _ended(row: list[int], call: Call) -> tuple[int, str | None]:
 def read_call(model: Any, raw: RawCall) -> Call:  # noqa: ANN401 - any model
     """Sizes and options of a call; runs after it."""
     option, said = _options_of(model, raw.options)
-    encoder_decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    prefix_len = _prefix_len(raw, encoder_decoder=encoder_decoder)
+    encoder_decoder = _is_encoder_decoder(model)
+    prefix_len = _prefix_len(raw.prompt_name, raw.prompt_shape, raw.decoder_len, encoder_decoder=encoder_decoder)
     max_new_tokens = option("max_new_tokens")
     if max_new_tokens is None and (max_length := said("max_length")) is not None and prefix_len is not None:
         max_new_tokens = max_length - prefix_len
     eos_ids, pad_id = _ids(option("eos_token_id")), option("pad_token_id")
     pad_id = pad_id if isinstance(pad_id, int) else None
+    input_tokens, padding_tokens = _input_tokens(raw, None if encoder_decoder else pad_id, eos_ids)
     return Call(
         batch_size=raw.prompt_shape[0] if raw.prompt_shape else None,
-        input_tokens=_input_tokens(raw, pad_id, eos_ids),
+        input_tokens=input_tokens,
+        padding_tokens=padding_tokens,
         prefix_len=prefix_len,
         options=RequestOptions(
             max_new_tokens=said("max_new_tokens"),
@@ -201,18 +218,38 @@ def read_call(model: Any, raw: RawCall) -> Call:  # noqa: ANN401 - any model
 
 def hold_result(result: Any) -> tuple[tuple[int, int] | None, Kept | None]:  # noqa: ANN401 - tensor or ModelOutput
     """Shape and tokens of what `generate` returned, for `read_result`; (None, None) where it is no tensor of rows."""
-    sequences = getattr(result, "sequences", result)
+    sequences: Any = result.get("sequences") if isinstance(result, dict) else getattr(result, "sequences", result)
     shape = getattr(sequences, "shape", None)
-    if shape is None or len(shape) != 2:  # noqa: PLR2004 - rows, tokens
+    if shape is None or len(shape) != 2 or sequences.is_floating_point():  # noqa: PLR2004 - rows, tokens; not audio
         return None, None
     return (shape[0], shape[1]), keep(sequences)
 
 
-def read_result(call: Call, shape: tuple[int, int] | None, sequences: Kept | None) -> Outcome:
-    """What came back; runs after the call."""
-    if shape is None or call.prefix_len is None or shape[1] < call.prefix_len:
-        return Outcome()
-    return Outcome(output_len=shape[1] - call.prefix_len, rows=shape[0], sequences=sequences)
+def read_result(
+    call: Call,
+    shape: tuple[int, int] | None,
+    sequences: Kept | None,
+    inner: Inner | None = None,
+) -> Outcome:
+    """What came back; runs after the call.
+
+    Args:
+        call: What was asked.
+        shape: Rows and tokens of the result.
+        sequences: The tokens.
+        inner: What the model's own calls of `generate` were; None where it made none.
+    """
+    prefix_len, joined = call.prefix_len, False
+    if inner is not None:
+        prefix_len = inner.prompt_len if inner.calls == 1 else None
+        handed_on = inner.calls == 1 and shape is not None and inner.longest == shape[1]
+        joined = inner.joined and not handed_on
+        if not handed_on and not joined:
+            return Outcome(prefix_len=prefix_len)
+    cut = 0 if joined else prefix_len
+    if shape is None or cut is None or shape[1] < cut:
+        return Outcome(prefix_len=prefix_len)
+    return Outcome(output_len=shape[1] - cut, rows=shape[0], sequences=sequences, prefix_len=prefix_len, joined=joined)
 
 
 def is_assistant(kwargs: Mapping[str, Any]) -> bool:
@@ -220,13 +257,17 @@ def is_assistant(kwargs: Mapping[str, Any]) -> bool:
     return bool(kwargs.get("is_assistant") or getattr(kwargs.get("generation_config"), "is_assistant", False))
 
 
-def is_assisted(kwargs: Mapping[str, Any]) -> bool:
-    """Whether the call asks for assisted decoding: by a model, by prompt lookup or by early exit."""
-    if kwargs.get("assistant_model") is not None:
-        return True
-    given = kwargs.get("generation_config")
-    keys = ("prompt_lookup_num_tokens", "assistant_early_exit")
-    return any(kwargs.get(key) is not None or getattr(given, key, None) is not None for key in keys)
+def prompt_len(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:  # noqa: ANN401 - any model
+    """Tokens of each result row of a call that are not generated; None where that is unclear. No tensor is read."""
+    name, tensor = _input_of(args, kwargs)
+    decoder = kwargs.get("decoder_input_ids")
+    shape = None if tensor is None else tuple(tensor.shape)
+    decoder_len = None if decoder is None else decoder.shape[1]
+    return _prefix_len(name, shape, decoder_len, encoder_decoder=_is_encoder_decoder(model))
+
+
+def _is_encoder_decoder(model: Any) -> bool:  # noqa: ANN401 - any model
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def _options_of(model: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:  # noqa: ANN401 - readers of any type
@@ -245,34 +286,44 @@ def _options_of(model: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:  # n
 
 
 def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, Any]:
-    if args and hasattr(args[0], "shape"):
-        return "inputs", args[0]
-    for name in _PROMPTS:
-        if hasattr(kwargs.get(name), "shape"):
-            return name, kwargs[name]
-    return None, None
+    named = kwargs if not args or not hasattr(args[0], "shape") else {"inputs": args[0]}
+    name = next((name for name in _PROMPTS if hasattr(named.get(name), "shape")), None)
+    if name != "inputs":
+        return name, None if name is None else named[name]
+    tensor: Any = named["inputs"]
+    return "features" if tensor.is_floating_point() else "input_ids", tensor
 
 
-def _prefix_len(raw: RawCall, *, encoder_decoder: bool) -> int | None:
+def _prefix_len(
+    name: str | None, shape: tuple[int, ...] | None, decoder_len: int | None, *, encoder_decoder: bool
+) -> int | None:
     if encoder_decoder:
-        return 1 if raw.decoder_len is None else raw.decoder_len
-    if raw.prompt_name == "inputs_embeds":
+        return 1 if decoder_len is None else decoder_len
+    if name == "inputs_embeds":
         return 0
-    shape = raw.prompt_shape
-    return shape[1] if raw.prompt_name in {"inputs", "input_ids"} and shape and len(shape) > 1 else None
+    return shape[1] if name == "input_ids" and shape and len(shape) > 1 else None
 
 
-def _input_tokens(raw: RawCall, pad_id: int | None, eos_ids: frozenset[int]) -> int | None:
+def _input_tokens(raw: RawCall, pad_id: int | None, eos_ids: frozenset[int]) -> tuple[int | None, int | None]:
+    """Prompt positions that hold a token, and those that hold padding."""
     shape = raw.prompt_shape
-    if shape is None or len(shape) < 2 or raw.prompt_name in {"input_features", "pixel_values"}:  # noqa: PLR2004 - rows, tokens
-        return None
+    if shape is None or len(shape) < 2 or raw.prompt_name not in {"input_ids", "inputs_embeds"}:  # noqa: PLR2004 - rows, tokens
+        return None, None
+    positions = shape[0] * shape[1]
     if raw.has_mask:
-        mask = raw.mask.read() if raw.mask is not None else None
-        return None if mask is None else int(mask.sum())
-    if raw.prompt_name == "inputs_embeds" or pad_id is None or pad_id in eos_ids:
-        return shape[0] * shape[1]  # as transformers: without a mask and a pad token of its own, all is prompt
-    ids = raw.prompt.read() if raw.prompt is not None else None
-    return None if ids is None else int((ids != pad_id).sum())
+        mask: Any = raw.mask.read() if raw.mask is not None else None
+        # A mask may be longer than the prompt: then it speaks of what is cached, too.
+        known = mask is not None and mask.ndim == 2 and mask.shape[1] >= shape[1]  # noqa: PLR2004 - rows, tokens
+        held = mask[:, mask.shape[1] - shape[1] :] if known else None
+    elif raw.prompt_name == "inputs_embeds" or pad_id is None or pad_id in eos_ids:
+        return positions, 0  # as transformers: without a mask and a pad token of its own, all is prompt
+    else:
+        ids = raw.prompt.read() if raw.prompt is not None else None
+        held = None if ids is None else ids != pad_id
+    if held is None:
+        return None, None
+    tokens = int(held.sum())
+    return tokens, positions - tokens
 
 
 def _ids(value: object) -> frozenset[int]:

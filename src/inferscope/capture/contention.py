@@ -45,6 +45,11 @@ class Traffic:
             if self._live or self._recent:
                 self._recent.append(raw)
 
+    def forget(self, raw: RawRequest | None) -> None:
+        """A request will have no record."""
+        if raw is not None:
+            self._live.discard(raw)
+
     def active(self) -> bool:
         """Whether any request is running."""
         return bool(self._live)

@@ -11,6 +11,7 @@ from struct import Struct
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from inferscope.capture.companions import encoded
 from inferscope.capture.frames import CHUNK_END, CURRENT, SLOW_PASS_NS, STEADY, UNREADABLE, Flag, Frame, Row
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ _CPU_GROUP = 7
 """Bit mask: of short passes every eighth has its CPU time read, since reading costs half a microsecond."""
 
 
-def watched(  # noqa: C901 - flat on purpose, see above
+def watched(  # noqa: C901, PLR0915 - flat on purpose, see above
     below: Any,  # noqa: ANN401 - a class, or any object with the function as its attribute
     is_compiling: Callable[[], bool],
-    other_frame: Callable[[Frame, object], Frame | None],
+    other_frame: Callable[[Frame | None, object], Frame | None],
     step_aside: Callable[[Frame, Exception], None],
 ) -> Callable[..., Any]:
     """A `__call__` that writes a row about each forward that belongs to the running request.
@@ -40,21 +41,29 @@ def watched(  # noqa: C901 - flat on purpose, see above
         step_aside: Called once with a fault of ours; the forward goes on without us.
     """
 
-    def __call__(self: object, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, N807 - stands in for it
-        frame = _current()
-        if frame is None or is_compiling():
+    def __call__(  # noqa: C901, N807, PLR0912, PLR0915 - stands in for it, and is flat
+        self: object,
+        *args: Any,  # noqa: ANN401 - passed through
+        **kwargs: Any,  # noqa: ANN401 - passed through
+    ) -> Any:  # noqa: ANN401 - passed through
+        if is_compiling():
             return below.__call__(self, *args, **kwargs)
-        request = frame.request
-        if frame.module is not self or request.in_pass or frame.thread != get_ident():
+        frame = _current()
+        if frame is None or frame.module is not self or frame.request.in_pass or frame.thread != get_ident():
             frame = other_frame(frame, self)
             if frame is None:
                 return below.__call__(self, *args, **kwargs)
+            if frame.flags & Flag.ENCODE:
+                return encoded(frame, below, step_aside, args, kwargs)
         try:
             now_ns = frame.now_ns
             entered = now_ns()
             get = kwargs.get
             ids = get("input_ids")
-            batch, q = ids.shape if ids is not None else frame.shape(args, kwargs)
+            try:
+                batch, q = ids.shape if ids is not None else frame.shape(args, kwargs)
+            except ValueError:  # several codes per token
+                batch, q = frame.shape(args, kwargs)
             cache = get("past_key_values")
             flags = frame.flags
             if cache is not None and cache is frame.summed:
@@ -69,6 +78,7 @@ def watched(  # noqa: C901 - flat on purpose, see above
             seen = frame.seen
             frame.seen = seen + 1
             cpu = UNREADABLE if seen > 1 and seen & _CPU_GROUP and not frame.slow else frame.thread_cpu_ns()
+            request = frame.request
             request.in_pass = True
             started = now_ns()
         except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call

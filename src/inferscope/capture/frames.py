@@ -13,12 +13,13 @@ from __future__ import annotations
 import threading
 from array import array
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from inferscope.capture.lengths import UNREADABLE, cached_tokens, expect_length, remember_length, same_tokens
 from inferscope.meters.clock import SystemClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from inferscope.meters.clock import Clock
 
@@ -26,15 +27,16 @@ __all__ = [
     "BUFFERED_ROWS",
     "CHUNK_END",
     "CURRENT",
+    "ENCODING",
     "SLOW_PASS_NS",
     "STEADY",
     "UNREADABLE",
     "Flag",
     "Frame",
+    "Inner",
     "Mark",
     "Request",
     "Row",
-    "cached_tokens",
 ]
 
 BUFFERED_ROWS = 4096
@@ -83,35 +85,62 @@ class Flag:
     ASSISTANT = 64
     FOREIGN = 128
     ABORTED = 256
+    BARE = 512  # no `generate` runs: a hand-written loop
+    ENCODE = 1024  # an encoder's or vision tower's
+    NESTED = 2048  # that ran inside the next pass
+    SIDE = 4096  # of a logits processor, beside the sequence
+    NAMED_SHIFT = 16  # from here up: one more than the index in passes.PHASE_NAMES, where the loop names its phase
 
 
 CHUNK_END = Row.WIDTH * CHUNK_ROWS
 STEADY = Flag.HAS_CACHE | Flag.FRAME_CACHE | Flag.SAME_CACHE
 """The flags of the plain next pass on the frame's cache."""
 # The caches of these are cropped between passes, so that a sum of what was put in does not hold.
-_CROPPED = Flag.ASSISTED | Flag.ASSISTANT | Flag.FOREIGN
+_CROPPED = Flag.ASSISTED | Flag.FOREIGN | Flag.BARE
 
-UNREADABLE = -1
-"""Stands in a row for what could not be read, or was not."""
+_EMPTY_BYTES = 2_000
+_MARK_BYTES = 150
+
+ENCODING = 2
+"""Stands in `Request.in_pass` while an encoder runs: what it calls is part of it."""
 
 CURRENT: ContextVar[Frame | None] = ContextVar("inferscope_frame", default=None)
+
+
+class Inner(NamedTuple):
+    """What a model's own calls of `generate` within a request were.
+
+    Attributes:
+        calls: How many.
+        prompt_len: Tokens of each row of the last one's result that were not generated; None where that is unclear.
+        longest: Tokens of its longest row, the prompt included; None where it returned no rows of tokens.
+        joined: Whether the model returns the new tokens of all of them, without prompts and ends.
+    """
+
+    calls: int
+    prompt_len: int | None
+    longest: int | None
+    joined: bool
 
 
 class Request:
     """One call of `generate` by the user, while it runs.
 
-    `fold` takes the rows and marks gathered so far when there are too many of them.
+    `fold` takes the rows and marks gathered so far when there are too many of them. `companions` are other modules
+    whose forwards belong to it, and `inner` tells of the calls of `generate` that the model made itself.
     """
 
     __slots__ = (
         "chunks",
         "clock",
+        "companions",
         "cpu_ns",
         "dead",
         "entered_ns",
         "fold",
         "in_pass",
         "in_put",
+        "inner",
         "left_ns",
         "marks",
         "returned_ns",
@@ -148,8 +177,10 @@ class Request:
         self.rows = _chunk()
         self.row = 0
         self.marks: list[tuple[int, int, int]] = []
-        self.in_pass = False
+        self.in_pass: bool | int = False
         self.in_put = False
+        self.companions: Mapping[object, str] = {}
+        self.inner: Inner | None = None
         self.thread = threading.get_ident()
         # After a fault of ours nothing more is recorded, and there is no record.
         self.dead = False
@@ -163,6 +194,16 @@ class Request:
             self.fold(self.chunks, self.marks)
             self.chunks, self.marks = [], []
             self.marks.append((Mark.OWN, started, self.clock.now_ns()))
+
+    def trim(self) -> None:
+        """Nothing more comes: give back the rows that were not used."""
+        self.rows = self.rows[: self.row]
+
+    @property
+    def held_bytes(self) -> int:
+        """About what it keeps in memory."""
+        rows = len(self.rows) + len(self.chunks) * CHUNK_END
+        return _EMPTY_BYTES + 8 * rows + _MARK_BYTES * len(self.marks)
 
     def gathered(self) -> tuple[list[array[int]], list[tuple[int, int, int]]]:
         """What was not folded: full arrays and the begun one, and the marks."""
@@ -179,6 +220,7 @@ class Frame:
     Attributes:
         module: Whose forwards these are; None after a fault.
         thread: The thread the request runs in. A context may be copied into others, which have no part in it.
+        given: The cache its caller handed in; any other was empty when it was first seen.
         cache: The cache that `look` saw first.
         summed: The same, where the tokens in it are known to be the sum of what was put in; else None.
         past: That sum.
@@ -189,6 +231,7 @@ class Frame:
     __slots__ = (
         "cache",
         "flags",
+        "given",
         "module",
         "now_ns",
         "others",
@@ -201,14 +244,17 @@ class Frame:
         "thread_cpu_ns",
     )
 
-    def __init__(self, request: Request, module: object, *, flags: int = 0) -> None:
+    def __init__(self, request: Request, module: object, *, flags: int = 0, given: object | None = None) -> None:
         """Open a frame.
 
         Args:
             request: Whose rows it adds to.
             module: Whose forwards are counted.
-            flags: Facts true of its passes: `Flag.ASSISTED`, `Flag.ASSISTANT`, and while it lasts `Flag.IN_PREFILL`.
+            flags: Facts true of its passes: `Flag.ASSISTANT`, and while they last `Flag.ASSISTED`, `Flag.IN_PREFILL`
+                and `Flag.SIDE`.
+            given: The cache its caller handed in.
         """
+        self.given = given
         self.request = request
         self.module = module
         self.flags = flags
@@ -222,16 +268,18 @@ class Frame:
         self.slow = True
         self.others: dict[int, Frame] = {}
 
-    def other(self, module: object, flag: int) -> Frame:
+    def other(self, module: object, flags: int) -> Frame:
         """The frame of another module that is called directly within this one, such as a draft head."""
         frame = self.others.get(id(module))
         if frame is None or frame.module is not module:
-            frame = self.others[id(module)] = Frame(self.request, module, flags=self.flags | flag)
+            frame = self.others[id(module)] = Frame(self.request, module, flags=flags)
         return frame
 
-    def close(self) -> None:
-        """Let go of the caches: they may be large."""
-        self.cache = self.summed = None
+    def close(self, *, whole: bool = True) -> None:
+        """Let go of the caches, since they may be large; what went into them is known where no pass was cut short."""
+        if self.summed is not None and whole:
+            remember_length(self.summed, self.past)
+        self.cache = self.summed = self.given = None
         self.others = {}
 
     def look(self, cache: object | None, kwargs: dict[str, Any], q: int) -> tuple[int, int]:
@@ -241,40 +289,47 @@ class Frame:
             cache = kwargs.get("cache_params")
         if self.seen == 0:
             flags |= Flag.FIRST
-        if self.cache is None and cache is not None:  # some models make theirs in the first forward
-            self.cache = cache
-            self.past = cached_tokens(cache)
-            if self.past != UNREADABLE and not flags & _CROPPED:
-                self.summed = cache
+        if cache is not None and cache is not self.cache:
+            self._meet(cache, flags)
         if self.cache is not None:
             flags |= Flag.FRAME_CACHE
         if cache is self.cache:
             flags |= Flag.SAME_CACHE
         if cache is None:
-            return flags, 0
+            # One token behind others and no cache: what was read before is carried where it cannot be seen. A draft
+            # head always keeps its own.
+            carried = (q == 1 or flags & Flag.FOREIGN) and not flags & (Flag.FIRST | Flag.SIDE | Flag.BARE)
+            return flags, UNREADABLE if carried else 0
         flags |= Flag.HAS_CACHE
         if cache is not self.summed:
-            return flags, cached_tokens(cache)
+            past = cached_tokens(cache)
+            if flags & Flag.BARE and past != UNREADABLE:  # a hand-written loop has no end at which to keep a sum
+                expect_length(cache, past, q)
+            return flags, past
         past = self.past
         self.past = past + q
         return flags, past
 
+    def _meet(self, cache: object, flags: int) -> None:
+        """A cache not seen before: the frame's own, where it has none yet or the model has put its own into another."""
+        if self.cache is None:  # some models make theirs in the first forward
+            self.cache = cache
+            self.past = cached_tokens(cache)
+            if self.past == UNREADABLE and cache is not self.given and not flags & Flag.BARE:
+                self.past = 0
+            if self.past != UNREADABLE and not flags & _CROPPED:
+                self.summed = cache
+        elif same_tokens(cache, self.cache):
+            self.summed = cache if self.summed is not None else None
+            self.cache = cache
+
     @staticmethod
     def shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
-        """Batch size and new tokens of a forward without `input_ids`, UNREADABLE where there is nothing to tell."""
-        for name in ("decoder_input_ids", "inputs_embeds", "decoder_inputs_embeds"):
+        """Batch size and new tokens of a forward without plain `input_ids`, UNREADABLE where nothing tells."""
+        for name in ("decoder_input_ids", "input_ids", "inputs_embeds", "decoder_inputs_embeds"):
             tensor = kwargs.get(name)
             if tensor is not None:
                 return tensor.shape[0], tensor.shape[1]
         if args and hasattr(args[0], "shape") and len(args[0].shape) > 1:
             return args[0].shape[0], args[0].shape[1]
         return UNREADABLE, UNREADABLE
-
-
-def cached_tokens(cache: Any) -> int:  # noqa: ANN401 - caches share no base class across versions
-    """Tokens in a cache where that is a plain integer; a device tensor is not read, since reading would sync."""
-    try:
-        length = cache.get_seq_length()
-    except (AttributeError, ValueError, TypeError, IndexError, NotImplementedError):
-        return UNREADABLE
-    return length if type(length) is int else UNREADABLE

@@ -7,8 +7,10 @@ replaced: that breaks deepcopy, pickle, accelerate's own hook and transformers' 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import sys
 import threading
 import time
 import weakref
@@ -20,21 +22,24 @@ import opentelemetry.trace
 import wrapt
 
 from inferscope import notices
-from inferscope.capture.calls import hold, hold_result, is_assistant, is_assisted
+from inferscope.capture import continuous
+from inferscope.capture.calls import hold, hold_result, is_assistant, prompt_len
+from inferscope.capture.companions import ASSISTANT, ENCODER, Companions, companions_of, encoded, note_encoded
 from inferscope.capture.contention import TRAFFIC
 from inferscope.capture.forward import watched
-from inferscope.capture.frames import CURRENT, Flag, Frame, Mark, Request
-from inferscope.capture.resolve import RawRequest, new_request_id
-from inferscope.errors import NoGenerateError, NotAModelError
+from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Inner, Mark, Request
+from inferscope.capture.loops import LoopFrame, Loops
+from inferscope.capture.resolve import RawRequest, new_request_id, restart_request_ids
+from inferscope.errors import NotAModelError
 from inferscope.meters.clock import SystemClock
 from inferscope.meters.host import GcMeter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
 
-    from inferscope.capture.resolve import Begun
+    from inferscope.capture.resolve import Begun, Finished
     from inferscope.meters.clock import Clock
 
 __all__ = ["Attachment", "Receiver", "active_requests", "attach", "target_of"]
@@ -67,7 +72,7 @@ class Receiver(Protocol):
             What comes back with the finished request; None where it is not to be observed.
         """
 
-    def __call__(self, raw: RawRequest, begun: Begun) -> None:
+    def __call__(self, raw: Finished, begun: Begun) -> None:
         """Take a finished request, and what `begin` returned for it."""
 
     def abandon(self, request_id: str) -> None:
@@ -82,6 +87,22 @@ class Attachment:
         self._module = weakref.ref(module)
         self._receiver: Receiver | None = receiver
 
+    def finish_loop(self) -> None:
+        """The hand-written loop of this thread, if there is one, is over."""
+        try:
+            module = self._module()
+            observed = _registry.get(module) if module is not None else None
+            if observed is not None:
+                observed.loops.finish_here()
+        except Exception as error:  # noqa: BLE001 - asking for results must not fail for a fault of ours
+            notices.fault("capture-failed", error)
+
+    def new_loop(self) -> LoopFrame | None:
+        """A loop whose borders the caller sets; None where the model is gone."""
+        module = self._module()
+        observed = _registry.get(module) if module is not None else None
+        return observed.loops.new_frame() if observed is not None else None
+
     def detach(self) -> None:
         """Take the receiver off; with the last one, hooks and wraps go too. Safe to call twice."""
         with _lock:
@@ -92,27 +113,41 @@ class Attachment:
             module = self._module()
             observed = _registry.get(module) if module is not None else None
             if module is not None and observed is not None:
+                observed.loops.finish_all()
                 observed.receivers = tuple(kept for kept in observed.receivers if kept is not receiver)
                 if not observed.receivers:
+                    observed.loops.detach()
                     del _registry[module]
+                    continuous.LOOPS.forget(module)
             _release_classes()
 
 
 class _Observed:
     """A module in the registry, and all who trace it."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: torch.nn.Module) -> None:
         self.receivers: tuple[Receiver, ...] = ()
+        self.companions = companions_of(module)
+        gone = weakref.ref(module)
+
+        def open_request(entered_ns: int) -> RawRequest | None:
+            instance = gone()
+            return None if instance is None else _open_request(entered_ns, self.receivers, instance, (), {})
+
+        self.loops = Loops(module, open_request)
 
 
 class _Opened(NamedTuple):
-    """A running `generate`; `raw` only for the outermost one of a request."""
+    """A running `generate`; `raw` only for the outermost one of a request, the prompt's length only within one."""
 
     frame: Frame
     raw: RawRequest | None = None
+    inner_prompt_len: int | None = None
 
 
 _ABSENT = object()
+_DRAFT_LAYERS = "MtpModel"
+"""The class of layers with which some models draft for themselves: `generate` makes one that nobody else knows."""
 
 
 class _ClassWrap:
@@ -146,27 +181,23 @@ def attach(model: object, receiver: Receiver) -> Attachment:
 
     Raises:
         NotAModelError: `model` is not a `torch.nn.Module`.
-        NoGenerateError: It has no `generate`.
     """
     module = target_of(model)
     with _lock:
-        for owner, name, wrap in _seams(type(module)):
-            if (owner, name) not in _wraps:
-                _wraps[owner, name] = _ClassWrap(owner, name, wrap)
         observed = _registry.get(module)
         if observed is None:
-            observed = _registry[module] = _Observed()
+            observed = _registry[module] = _Observed(module)
+        _wrap_classes(module, observed.companions)
         observed.receivers = (*observed.receivers, receiver)
         _GC.start()
     return Attachment(module, receiver)
 
 
 def target_of(model: object) -> torch.nn.Module:
-    """The module whose `generate` really runs, behind torch.compile, DDP and PEFT wrappers.
+    """The module whose forwards really run, behind torch.compile, DDP and PEFT wrappers.
 
     Raises:
         NotAModelError: `model` is not a `torch.nn.Module`.
-        NoGenerateError: Neither it nor what it wraps has `generate`.
     """
     import torch  # noqa: PLC0415 - torch loads with the first model, not with the package
 
@@ -180,11 +211,6 @@ def target_of(model: object) -> torch.nn.Module:
         if inner is None:
             break
         module = inner
-    if not callable(getattr(module, "generate", None)):
-        raise NoGenerateError(
-            f"{type(module).__name__} has no generate(): trace the model that generates, "
-            "such as AutoModelForCausalLM.from_pretrained(...)"
-        )
     return module
 
 
@@ -201,9 +227,24 @@ def _wrapped_by(module: torch.nn.Module) -> torch.nn.Module | None:
     return inner if inner is not module else None
 
 
+def after_fork() -> None:
+    """In a forked child: requests of the parent's are not ours to finish, and its locks are nobody's."""
+    global _lock  # noqa: PLW0603 - a lock is replaced, not shared
+    _lock = threading.RLock()
+    TRAFFIC.reset()
+    continuous.LOOPS.after_fork()
+    restart_request_ids()
+    frame = _current()
+    if frame is not None:
+        frame.request.dead = True
+        frame.module = None
+    for observed in list(_registry.values()):
+        observed.loops.forget()
+
+
 def active_requests() -> bool:
     """Whether any traced `generate` is running in this process."""
-    return TRAFFIC.active()
+    return TRAFFIC.active() or continuous.LOOPS.active()
 
 
 def _seams(model_class: type) -> list[tuple[type, str, Callable[[type, Any], Any]]]:
@@ -212,6 +253,7 @@ def _seams(model_class: type) -> list[tuple[type, str, Callable[[type, Any], Any
         "generate": lambda _owner, original: wrapt.FunctionWrapper(original, _around_generate),
         "_prefill": lambda _owner, original: wrapt.FunctionWrapper(original, _around_prefill),
         "_prefill_chunking": lambda _owner, original: wrapt.FunctionWrapper(original, _around_prefill),
+        "_assisted_decoding": lambda _owner, original: wrapt.FunctionWrapper(original, _around_assisted),
         "get_compiled_call": lambda _owner, original: wrapt.FunctionWrapper(original, _around_compiled_call),
     }
     seams: list[tuple[type, str, Callable[[type, Any], Any]]] = [
@@ -221,12 +263,59 @@ def _seams(model_class: type) -> list[tuple[type, str, Callable[[type, Any], Any
     for place, owner_name, name, wrap in (
         ("transformers.generation.utils", "StopCheck", "__call__", _timed_stop_check),  # before 5.x: read inline
         ("transformers.generation.streamers", "TextStreamer", "__init__", _remembering_init),
+        (
+            "transformers.generation.logits_process",
+            "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+            "get_unconditional_logits",
+            _watched_side_pass,
+        ),
+        ("transformers.modeling_layers", _DRAFT_LAYERS, "__call__", _watched_call),
+        # What torch.compile made of a model before we came holds the bare `__call__`: it is watched from outside.
+        ("torch._dynamo.eval_frame", "OptimizedModule", "__call__", _watched_call),
     ):
-        try:
-            seams.append((getattr(importlib.import_module(place), owner_name), name, wrap))
-        except (ImportError, AttributeError):
-            continue
-    return seams
+        owner = getattr(_loaded(place), owner_name, None)
+        if owner is not None:
+            seams.append((owner, name, wrap))
+    return [*seams, *continuous.seams(_begin_queued, _registry.__contains__)]
+
+
+def _all_seams(module: object, companions: Companions) -> Iterator[tuple[type, str, Callable[[type, Any], Any]]]:
+    """The seams of a model and of its companions."""
+    yield from _seams(type(module))
+    for each, role in list(companions.items()):
+        if role == ENCODER:
+            yield type(each), "__call__", _watched_call
+        else:
+            yield from _seams(type(each))
+
+
+def _wrap_classes(module: torch.nn.Module, companions: Companions) -> None:
+    for owner, name, wrap in _all_seams(module, companions):
+        if (owner, name) not in _wraps:
+            _wraps[owner, name] = _ClassWrap(owner, name, wrap)
+
+
+def _bring(companions: Companions, instance: torch.nn.Module, assistant: object) -> None:
+    """A call brings its assistant along: it is observed too, as long as the model is."""
+    try:
+        module = target_of(assistant)
+    except NotAModelError:  # generate will say so
+        return
+    with _lock:
+        if module is not instance and module not in companions:
+            companions.update(companions_of(module))
+            companions[module] = ASSISTANT
+            _wrap_classes(module, companions)
+
+
+def _loaded(place: str) -> Any:  # noqa: ANN401 - a module, or None
+    """A module of transformers; one of the compiler only where the program has loaded it, since that takes long."""
+    if place.startswith("torch."):
+        return sys.modules.get(place)
+    try:
+        return importlib.import_module(place)
+    except ImportError:
+        return None
 
 
 def _remembering_init(_owner: type, original: Any) -> Any:  # noqa: ANN401 - a function
@@ -248,11 +337,15 @@ def _watched(below: Any) -> Callable[..., Any]:  # noqa: ANN401 - see forward.wa
 
     call = watched(below, torch.compiler.is_compiling, _other_frame, _step_aside)
     _hide_from_dynamo(call)
+    _hide_from_dynamo(encoded)
+    own = (_other_frame, _step_aside, Frame.look, LoopFrame.look, Frame.shape, Request.next_chunk, note_encoded)
+    for called in own:
+        _hide_from_dynamo(called, with_calls=True)
     return call
 
 
-def _hide_from_dynamo(function: Callable[..., Any]) -> None:
-    """Have torch.compile leave this frame alone and begin with the one below it.
+def _hide_from_dynamo(function: Callable[..., Any], *, with_calls: bool = False) -> None:
+    """Have torch.compile leave this frame alone and begin with the one below it, or leave those alone too.
 
     It would otherwise trace `__call__` as the top of the graph, and nothing of ours would run any more. What torch
     offers for this in public imports half a second of compiler, so the switch below it is set; where a version has
@@ -261,39 +354,57 @@ def _hide_from_dynamo(function: Callable[..., Any]) -> None:
     try:
         switch: Any = importlib.import_module("torch._C._dynamo.eval_frame")
         skip, default = switch._FrameAction.SKIP, switch._FrameAction.DEFAULT  # noqa: SLF001 - feature-detected
-        switch.set_code_exec_strategy(function.__code__, switch._FrameExecStrategy(skip, default))  # noqa: SLF001
+        strategy = switch._FrameExecStrategy(skip, skip if with_calls else default)  # noqa: SLF001 - as above
+        switch.set_code_exec_strategy(function.__code__, strategy)
     except (ImportError, AttributeError, TypeError):
         return
 
 
 def _release_classes() -> None:
     """Restore every class that no attached module needs any more."""
-    needed = {(owner, name) for module in _registry for owner, name, _ in _seams(type(module))}
+    needed = {
+        (owner, name)
+        for module, observed in _registry.items()
+        for owner, name, _ in _all_seams(module, observed.companions)
+    }
     for key in [key for key in _wraps if key not in needed]:
         _wraps.pop(key).restore()
 
 
-def _other_frame(frame: Frame, module: object) -> Frame | None:
+def _other_frame(frame: Frame | None, module: object) -> Frame | None:
     """The frame for a forward that is not plainly the next of the running frame; None where it is not recorded."""
     try:
+        if frame is None:
+            observed = _registry.get(module) or _registry.get(getattr(module, "_orig_mod", module))
+            found = observed.loops.frame() if observed is not None and observed.receivers else None
+            return found if isinstance(found, Frame) else None
         request = frame.request
         # Within a pass the outer forward holds the time; another thread may have been given a copy of our context.
-        if request.in_pass or request.dead or frame.thread != threading.get_ident() or module not in _registry:
+        if request.dead or frame.thread != threading.get_ident():
             return None
-        return frame.other(module, Flag.FOREIGN)
+        role = request.companions.get(module)
+        if role == ENCODER:
+            return frame.other(module, Flag.ENCODE) if request.in_pass != ENCODING else None
+        drafts = role is not None or (frame.flags & Flag.ASSISTED and type(module).__name__ == _DRAFT_LAYERS)
+        if request.in_pass or not (drafts or module in _registry):
+            return None
+        return frame.other(module, frame.flags | Flag.FOREIGN)
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
-        _step_aside(frame, error)
+        if frame is None:
+            notices.fault("capture-failed", error)
+        else:
+            _step_aside(frame, error)
         return None
 
 
 def _around_generate(
     wrapped: Callable[..., Any], instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - whatever generate returns
-    entered = _CLOCK.now_ns()
-    opened, kwargs = _open(entered, instance, args, kwargs)
-    if opened is None:
+    opened, kwargs = _open(instance, args, kwargs)
+    if opened is None and _current() is None:
         return wrapped(*args, **kwargs)
-    token = CURRENT.set(opened.frame)
+    # Of a model that nobody observes, neither the passes nor the stop checks are those of the request it runs in.
+    token = CURRENT.set(None if opened is None else opened.frame)
     result, error_type = None, None
     try:
         result = wrapped(*args, **kwargs)
@@ -301,9 +412,9 @@ def _around_generate(
         error_type = type(error).__qualname__
         raise
     finally:
-        returned = _CLOCK.now_ns()
         CURRENT.reset(token)
-        _close(opened, returned, result, error_type)
+        if opened is not None:
+            _close(opened, result, error_type)
     return result
 
 
@@ -313,11 +424,41 @@ def _around_prefill(
     frame = _current()
     if frame is None or frame.module is not instance:
         return wrapped(*args, **kwargs)
-    frame.flags |= Flag.IN_PREFILL
+    return _flagged(frame, Flag.IN_PREFILL, wrapped, args, kwargs)
+
+
+def _around_assisted(
+    wrapped: Callable[..., Any], instance: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:  # noqa: ANN401 - what generate returns
+    frame = _current()
+    if frame is None or frame.module is not instance:
+        return wrapped(*args, **kwargs)
+    return _flagged(frame, Flag.ASSISTED, wrapped, args, kwargs)
+
+
+def _watched_side_pass(_owner: type, original: Any) -> Any:  # noqa: ANN401 - a function
+    return wrapt.FunctionWrapper(original, _around_side_pass)
+
+
+def _around_side_pass(
+    wrapped: Callable[..., Any], instance: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:  # noqa: ANN401 - logits
+    """The second forward of classifier-free guidance, which without a cache looks like the next pass."""
+    frame = _current()
+    if frame is None or frame.module is not getattr(instance, "model", None):
+        return wrapped(*args, **kwargs)
+    return _flagged(frame, Flag.SIDE, wrapped, args, kwargs)
+
+
+def _flagged(
+    frame: Frame, flag: int, wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:  # noqa: ANN401 - passed through
+    """What is called, with a flag on all passes in it."""
+    frame.flags |= flag
     try:
         return wrapped(*args, **kwargs)
     finally:
-        frame.flags &= ~Flag.IN_PREFILL
+        frame.flags &= ~flag
 
 
 def _around_compiled_call(
@@ -345,18 +486,24 @@ def _timed_stop_check(_owner: type, original: Callable[..., Any]) -> Callable[..
         if frame is None or frame.flags & Flag.ASSISTANT:
             return original(self, *args, **kwargs)
         now_ns = frame.now_ns
-        started = now_ns()
+        try:
+            started = now_ns()
+        except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+            _step_aside(frame, error)
+            return original(self, *args, **kwargs)
         try:
             return original(self, *args, **kwargs)
         finally:
-            # Writing integers cannot fail, and what a dead request holds is never read.
-            request = frame.request
-            rows, row = request.rows, request.row
-            if row and not rows[row - 1]:
-                rows[row - 2] = started
-                rows[row - 1] = now_ns()
-            else:
-                request.marks.append((Mark.STOP, started, now_ns()))
+            try:
+                request = frame.request
+                rows, row = request.rows, request.row
+                if row and not rows[row - 1]:
+                    rows[row - 2] = started
+                    rows[row - 1] = now_ns()
+                else:
+                    request.marks.append((Mark.STOP, started, now_ns()))
+            except Exception as error:  # noqa: BLE001 - as above
+                _step_aside(frame, error)
 
     return stop_check
 
@@ -371,21 +518,39 @@ class TimedStreamer(wrapt.ObjectProxy[Any]):
 
     def put(self, value: object) -> Any:  # noqa: ANN401 - whatever the user's streamer returns
         """Hand a token to the user's streamer."""
-        return self._self_timed(self.__wrapped__.put, value)
+        started = _put_begins(self._self_request)
+        try:
+            return self.__wrapped__.put(value)
+        finally:
+            _put_ended(self._self_request, started)
 
     def end(self) -> Any:  # noqa: ANN401 - whatever the user's streamer returns
         """Tell the user's streamer that generation has ended."""
-        return self._self_timed(self.__wrapped__.end)
-
-    def _self_timed(self, method: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 - passed through
-        request = self._self_request
-        request.in_put = True
-        started = _CLOCK.now_ns()
+        started = _put_begins(self._self_request)
         try:
-            return method(*args)
+            return self.__wrapped__.end()
         finally:
+            _put_ended(self._self_request, started)
+
+
+def _put_begins(request: Request) -> int:
+    try:
+        request.in_put = True
+        return _CLOCK.now_ns()
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        request.dead = True
+        notices.fault("capture-failed", error)
+        return 0
+
+
+def _put_ended(request: Request, started: int) -> None:
+    try:
+        request.in_put = False
+        if not request.dead:
             request.marks.append((Mark.PUT, started, _CLOCK.now_ns()))
-            request.in_put = False
+    except Exception as error:  # noqa: BLE001 - as above
+        request.dead = True
+        notices.fault("capture-failed", error)
 
 
 def _collected(started: int, ended: int) -> None:
@@ -398,39 +563,65 @@ _GC = GcMeter(_CLOCK, _collected)
 
 
 def _step_aside(frame: Frame, error: Exception) -> None:
-    frame.request.dead = True
-    frame.module = None
-    frame.flags = Flag.ASSISTANT  # the stop check looks at this alone: it writes nothing any more either
+    with contextlib.suppress(Exception):  # where it is no frame, there is nothing to step aside from
+        frame.request.dead = True
+        frame.module = None
+        frame.flags = Flag.ASSISTANT  # the stop check looks at this alone: it writes nothing any more either
     notices.fault("capture-failed", error)
 
 
 def _open(
-    entered: int, instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[_Opened | None, dict[str, Any]]:
     """The frame of this call and the arguments to go on with; (None, kwargs) where the call is not ours."""
-    observed = _registry.get(instance)
-    if observed is None:
+    observed, parent = _registry.get(instance), _current()
+    inside = parent is not None and not parent.request.in_put and parent.thread == threading.get_ident()
+    if observed is None and not (inside and parent is not None and instance in parent.request.companions):
         return None, kwargs
     try:
-        flags = Flag.ASSISTED if is_assisted(kwargs) else 0
-        parent = CURRENT.get()
-        if parent is not None and not parent.request.in_put and parent.thread == threading.get_ident():
-            # generate within generate is one request: an assistant, or a model that calls itself in windows.
-            flags |= Flag.ASSISTANT if is_assistant(kwargs) else 0
-            return _Opened(Frame(parent.request, instance, flags=flags)), kwargs
-        raw = _open_request(entered, observed.receivers, instance, args, kwargs)
+        if inside and parent is not None:
+            return _sound(_open_inner(parent.request, instance, args, kwargs)), kwargs
+        if observed is None:
+            return None, kwargs
+        raw = _open_request(_CLOCK.now_ns(), observed.receivers, instance, args, kwargs)
         if raw is None:
             return None, kwargs
         if kwargs.get("streamer") is not None:
             kwargs = {**kwargs, "streamer": TimedStreamer(kwargs["streamer"], raw.request)}
-        opened = _Opened(Frame(raw.request, instance, flags=flags), raw)
-        TRAFFIC.enter(raw)
+        raw.request.companions = observed.companions
+        opened = _sound(_Opened(_frame_of(raw.request, instance, kwargs), raw))
         raw.request.started_ns = _CLOCK.now_ns()
+        TRAFFIC.enter(raw)
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         notices.fault("capture-failed", error)
         return None, kwargs
     else:
         return opened, kwargs
+
+
+def _sound(opened: _Opened) -> _Opened:
+    """The same; what is not a frame must not stand where the user's forwards look for one."""
+    if not isinstance(opened.frame, Frame):
+        raise TypeError(f"{type(opened.frame).__name__} stands where a frame should")
+    return opened
+
+
+def _frame_of(request: Request, instance: torch.nn.Module, kwargs: dict[str, Any]) -> Frame:
+    """A frame for a `generate`, with whatever assistant and cache the call brings."""
+    assistant = kwargs.get("assistant_model")
+    if assistant is not None and isinstance(request.companions, weakref.WeakKeyDictionary):
+        _bring(request.companions, instance, assistant)
+    given = kwargs.get("past_key_values")
+    return Frame(request, instance, given=kwargs.get("cache_params") if given is None else given)
+
+
+def _open_inner(request: Request, instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Opened:
+    """`generate` within `generate` is one request: an assistant, or a model that calls itself in windows."""
+    frame = _frame_of(request, instance, kwargs)
+    if is_assistant(kwargs) or request.companions.get(instance) == ASSISTANT:
+        frame.flags |= Flag.ASSISTANT
+        return _Opened(frame)
+    return _Opened(frame, inner_prompt_len=prompt_len(instance, args, kwargs))
 
 
 def _caller_context(streamer: object) -> object | None:
@@ -464,32 +655,47 @@ def _open_request(
     kwargs: dict[str, Any],
 ) -> RawRequest | None:
     """The request that begins with this call; None where nobody wants it, and then next to nothing was done."""
-    request_id = new_request_id()
     started_unix_ns = time.time_ns() - (_CLOCK.now_ns() - entered)  # of the entry, not of this line
-    context = _caller_context(kwargs.get("streamer"))
-    begun = []
-    for receiver in receivers:
-        wanted = receiver.begin(request_id, started_unix_ns, context, kwargs)
-        if wanted is not None:
-            begun.append((receiver, wanted))
-    if not begun:
+    begun = _begin(receivers, started_unix_ns, _caller_context(kwargs.get("streamer")), kwargs)
+    if begun is None:
         return None
+    request_id, takers = begun
     return RawRequest(
         Request(entered_ns=entered, started_unix_ns=started_unix_ns, clock=_CLOCK),
         hold(args, kwargs),
         weakref.ref(instance),
         request_id=request_id,
-        begun=tuple(begun),
+        begun=takers,
     )
 
 
-def _close(opened: _Opened, returned: int, result: object, error_type: str | None) -> None:
+def _begin(
+    receivers: tuple[Receiver, ...], started_unix_ns: int, context: object | None, options: Mapping[str, Any]
+) -> tuple[str, tuple[tuple[Receiver, Begun], ...]] | None:
+    """The id of a request that begins, and who takes it; None where nobody wants it."""
+    request_id = new_request_id()
+    takers = [(receiver, receiver.begin(request_id, started_unix_ns, context, options)) for receiver in receivers]
+    wanted = tuple((receiver, begun) for receiver, begun in takers if begun is not None)
+    return (request_id, wanted) if wanted else None
+
+
+def _begin_queued(
+    module: object, started_unix_ns: int, options: Mapping[str, Any]
+) -> tuple[str, tuple[tuple[Receiver, Begun], ...]] | None:
+    """A request that is queued for continuous batching, in the thread that queues it."""
+    observed = _registry.get(module)
+    return None if observed is None else _begin(observed.receivers, started_unix_ns, _caller_context(None), options)
+
+
+def _close(opened: _Opened, result: object, error_type: str | None) -> None:
     """End the frame; with the outermost one, hand the finished request over."""
     request, raw = opened.frame.request, opened.raw
     try:
+        returned = _CLOCK.now_ns()
         if not request.dead:
-            opened.frame.close()
+            opened.frame.close(whole=error_type is None)
         if raw is None:
+            _close_inner(opened, result)
             return
         TRAFFIC.leave(raw)
         if request.dead:
@@ -500,8 +706,26 @@ def _close(opened: _Opened, returned: int, result: object, error_type: str | Non
         raw.result_shape, raw.result = hold_result(result)
         request.returned_ns = returned
         request.cpu_ns = _CLOCK.thread_cpu_ns()
+        request.trim()
         request.left_ns = _CLOCK.now_ns()
         for receiver, begun in raw.begun:
             receiver(raw, begun)
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        with contextlib.suppress(Exception):
+            TRAFFIC.forget(raw)
         notices.fault("capture-failed", error)
+
+
+def _close_inner(opened: _Opened, result: object) -> None:
+    """A `generate` within the request has ended: what it was given and how long its sequences are."""
+    request = opened.frame.request
+    if opened.frame.flags & Flag.ASSISTANT:
+        return
+    shape, _ = hold_result(result)
+    request.inner = Inner(
+        calls=1 if request.inner is None else request.inner.calls + 1,
+        prompt_len=opened.inner_prompt_len,
+        longest=None if shape is None else shape[1],
+        # Whisper cuts the new tokens of its windows into segments, and returns those.
+        joined=hasattr(opened.frame.module, "generate_with_fallback"),
+    )

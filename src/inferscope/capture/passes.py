@@ -8,21 +8,30 @@ where the pass stands in its request first, and looks at shapes last.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["PassFacts", "PassName", "Slot", "name_pass"]
+__all__ = ["PHASE_NAMES", "PassFacts", "PassName", "Slot", "name_pass", "name_slot"]
+
+PHASE_NAMES = ("encode", "prefill", "decode", "verify", "draft", "mixed")
+"""The phases there are; what no rule names is `unknown`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
-    """One request's share of a continuous-batching step.
+class Slot(NamedTuple):
+    """One request's place in a pass of continuous batching.
 
     Attributes:
         past: Tokens of the request already cached.
         prompt_len: Its number of initial tokens.
+        tokens: Its new tokens in this pass.
+        number: Of the request; -1 for one that is not observed.
+        yields: Whether a token for it comes out of the pass (0 or 1); none does before its prompt is through.
     """
 
     past: int
     prompt_len: int
+    tokens: int = 1
+    number: int = -1
+    yields: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +39,11 @@ class PassFacts:
     """What is known about a forward at its entry.
 
     Attributes:
+        named: The phase that the author of a hand-written loop has named.
         q: New tokens per sequence; None where the shape could not be read.
         past: Tokens in the cache; None where reading it would sync the device or failed.
         submodule: The forward is of an encoder or vision tower, not of the whole model.
-        slots: The requests of a continuous-batching step; None outside one.
+        slots: The requests of a pass of continuous batching; None outside it.
         in_frame: A `generate` of this model is running in this context.
         assistant: That `generate` is an assistant's, called by another request.
         foreign: The model is not the one the frame belongs to, and was called directly.
@@ -42,6 +52,7 @@ class PassFacts:
         cache: Identity of the cache handed to this pass; None where there was none.
         frame_cache: Identity of the frame's cache; None where it has none.
         assisted: The frame runs assisted decoding.
+        side: A logits processor runs the model beside the sequence.
     """
 
     q: int | None
@@ -56,6 +67,8 @@ class PassFacts:
     cache: int | None = None
     frame_cache: int | None = None
     assisted: bool = False
+    side: bool = False
+    named: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +95,9 @@ VERIFY = PassName(phase="verify", name="verify")
 DRAFT = PassName(phase="draft", name="draft")
 DRAFT_PREFILL = PassName(phase="draft", name="draft/prefill")
 MIXED = PassName(phase="mixed", name="mixed")
+PREFILL_MIXED = PassName(phase="prefill", name="prefill/mixed")
+PREFILL_CHUNK_MIXED = PassName(phase="prefill", name="prefill/chunk/mixed")
+DECODE_MIXED = PassName(phase="decode", name="decode/mixed")
 SIDE = PassName(phase=None, name="side")
 UNKNOWN = PassName(phase="unknown", name="unknown")
 
@@ -91,6 +107,8 @@ def name_pass(facts: PassFacts) -> PassName:
 
     Source: agreed with independently recorded truth on 394 forwards of 41 generation modes.
     """
+    if facts.named is not None:
+        return PassName(phase=facts.named, name=facts.named)
     if facts.submodule:
         return ENCODE
     if facts.slots is not None:
@@ -107,7 +125,7 @@ def _name_framed(facts: PassFacts) -> PassName:  # noqa: PLR0911 - one return pe
         return PREFILL
     if facts.in_prefill:
         return PREFILL_CHUNK
-    if facts.cache != facts.frame_cache:
+    if facts.side or facts.cache != facts.frame_cache:
         return SIDE
     if facts.assisted:
         return VERIFY
@@ -133,3 +151,18 @@ def _name_step(slots: tuple[Slot, ...]) -> PassName:
     if all(prefilling):
         return PREFILL_CHUNK if any(slot.past > 0 for slot in slots) else PREFILL
     return MIXED if any(prefilling) else DECODE
+
+
+def name_slot(slot: Slot, whole: PassName, *, first: bool) -> PassName:
+    """What a pass is to one of the requests that share it.
+
+    Args:
+        slot: That request's place in it.
+        whole: The name of the pass, of `name_pass` over all slots.
+        first: No pass with this request has been seen before.
+    """
+    if slot.past >= slot.prompt_len:
+        return DECODE_MIXED if whole is MIXED else DECODE
+    if whole is MIXED:
+        return PREFILL_MIXED if first else PREFILL_CHUNK_MIXED
+    return PREFILL if first else PREFILL_CHUNK

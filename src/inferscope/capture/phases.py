@@ -75,6 +75,7 @@ class PhaseSums:
         self.pass_ns = Tally()
         self.work: dict[Regime, tuple[int, tuple[int, ...]]] = {}
         self.unreadable = False
+        self.inside = False  # within passes of another phase, whose CPU time was read as one
         # (cycle_ns, -index, start_ns, parts): the smallest of the slowest is on top.
         self.worst: list[tuple[int, int, int, tuple[int, ...]]] = []
 
@@ -92,17 +93,27 @@ class PhaseSums:
 
     def add_work(self, q: int, past: int, batch: int, logits: int) -> None:
         """Sum what a pass was asked to do; one unreadable shape leaves the phase without a cost."""
-        if UNREADABLE in (q, past, batch):
-            self.tokens, self.unreadable = None, True
-            return
-        if self.tokens is not None:
+        if UNREADABLE in (q, batch):
+            self.tokens = None
+        elif self.tokens is not None:
             self.tokens += q * batch
+        if UNREADABLE in (q, past, batch):
+            self.unreadable = True
+            return
+        if self.name in {"draft", "encode"}:  # of another model, or of a part: the model's own cost says nothing of it
+            return
         regime = regime_of(q, past)
         values = monomials(batch, q, past, logits)
         passes, sums = self.work.get(regime, (0, (0,) * len(values)))
         self.work[regime] = passes + 1, tuple(map(add, sums, values))
 
-    def record(self, origin_ns: int, *, wait_known: bool, contended_ns: int | None = None) -> PhaseRecord:
+    def record(
+        self,
+        origin_ns: int,
+        *,
+        wait_known: bool,
+        contended_ns: int | None = None,
+    ) -> PhaseRecord:
         """The finished phase.
 
         Args:
@@ -115,11 +126,18 @@ class PhaseSums:
             select_ns=self.parts["select"],
             wait_ns=self.parts["wait"] if wait_known else None,
             deliver_ns=self.parts["deliver"],
-            offcpu_ns=self.parts["offcpu"],
+            offcpu_ns=None if self.inside else self.parts["offcpu"],
             gc_ns=self.parts["gc"],
             shared_ns=None if self.mixed is None else self.parts["shared"],
         )
-        work = tuple(Work(regime=regime, passes=passes, monomials=sums) for regime, (passes, sums) in self.work.items())
+        work = tuple(
+            Work(
+                regime=regime,
+                passes=passes,
+                monomials=sums,
+            )
+            for regime, (passes, sums) in self.work.items()
+        )
         return PhaseRecord(
             name=self.name,
             start_ns=self.start_ns - origin_ns,

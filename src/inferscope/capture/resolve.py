@@ -10,13 +10,14 @@ import itertools
 import secrets
 from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from inferscope.capture.calls import read_call, read_result
 from inferscope.capture.contention import TRAFFIC, overlap_ns, union
 from inferscope.capture.frames import UNREADABLE, Flag, Mark, Row
-from inferscope.capture.passes import PassFacts, PassName, name_pass
+from inferscope.capture.passes import ENCODE, PHASE_NAMES, PREFILL, PassFacts, PassName, name_pass
 from inferscope.capture.phases import Cycle, PhaseSums, Tally
+from inferscope.capture.speculation import Speculation
 from inferscope.records import (
     Contender,
     GenerationRecord,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from inferscope.records import PhaseRecord
     from inferscope.specs import ModelSpec
 
-__all__ = ["SAMPLES_KEPT", "Begun", "RawRequest", "Resolver", "new_request_id", "restart_request_ids"]
+__all__ = ["SAMPLES_KEPT", "Begun", "Finished", "RawRequest", "Resolver", "new_request_id", "restart_request_ids"]
 
 SAMPLES_KEPT = 4096
 SPANS_KEPT = 1024
@@ -46,6 +47,7 @@ _PASS = 0
 _run = secrets.token_hex(4)
 _numbers = itertools.count(1)
 _ENDED = itemgetter(0)
+_NOT_OWN = Flag.ENCODE | Flag.ASSISTANT | Flag.FOREIGN
 
 
 def new_request_id() -> str:
@@ -71,6 +73,28 @@ class Begun(NamedTuple):
     span_ids: tuple[int, int] | None = None
 
 
+class Finished(Protocol):
+    """A request that has ended, of `generate` or of continuous batching: what a receiver takes."""
+
+    request_id: str
+    module: weakref.ref[Any]
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory it keeps until its record has been made."""
+
+    def record(
+        self,
+        model: ModelSpec,
+        *,
+        versions: tuple[tuple[str, str], ...] = (),
+        device_key: str | None = None,
+        rank: int | None = None,
+        breathe: Callable[[], None] = lambda: None,
+    ) -> GenerationRecord:
+        """The record; made once, however many sessions ask for it. Call from one thread."""
+
+
 class RawRequest:
     """A request as the generating thread leaves it; everything that takes time is done by `record`, elsewhere.
 
@@ -85,6 +109,7 @@ class RawRequest:
         request_id: 16 hexadecimal digits.
         begun: Who takes the request when it has ended, each with what it began with.
         span_ids: Trace and span of the request; None where it has no span.
+        loop: Whether it is a hand-written loop, where nobody says what was asked and what came back.
         settled: Whether its record has been made.
     """
 
@@ -96,6 +121,7 @@ class RawRequest:
         "call",
         "error_type",
         "keep_samples",
+        "loop",
         "module",
         "request",
         "request_id",
@@ -126,9 +152,15 @@ class RawRequest:
         self.begun = begun
         self.span_ids = next((each.span_ids for _, each in begun if each.span_ids is not None), None)
         self.settled = False
+        self.loop = False
         self._resolver: Resolver | None = None
         self._record: GenerationRecord | None = None
         request.fold = self._fold
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory it keeps until its record has been made."""
+        return self.request.held_bytes
 
     def record(
         self,
@@ -136,6 +168,7 @@ class RawRequest:
         *,
         versions: tuple[tuple[str, str], ...] = (),
         device_key: str | None = None,
+        rank: int | None = None,
         breathe: Callable[[], None] = lambda: None,
     ) -> GenerationRecord:
         """The record; made once, however many sessions ask for it. Call from one thread.
@@ -144,13 +177,14 @@ class RawRequest:
             model: What ran.
             versions: (name, version) of what ran.
             device_key: Identity of the device it ran on.
+            rank: Of this process among those that run the model together.
             breathe: Called between stretches of work, to let the interpreter serve others.
         """
         if self._record is None:
             call = read_call(self.module(), self.call)
-            outcome = read_result(call, self.result_shape, self.result)
+            outcome = read_result(call, self.result_shape, self.result, inner=self.request.inner)
             self._record = self._begun().finish(
-                self, call, outcome, model, versions=versions, device_key=device_key, breathe=breathe
+                self, call, outcome, model, versions=versions, device_key=device_key, rank=rank, breathe=breathe
             )
             self.result = None
             TRAFFIC.settled(self)
@@ -191,15 +225,19 @@ class Resolver:
         self._cycle: Cycle | None = None
         self._stops = 0
         self._passes = 0
+        self._own_passes = 0  # of the model itself: no encoder's, no draft's
+        self._nested: list[Sequence[int]] = []
+        self._speculation = Speculation()
         self._first_stop_ns: int | None = None
         self._first_put_ns: int | None = None
-        self._second_pass_ns: int | None = None
+        self._after_first_ns: int | None = None
         self._last_stop_ns: int | None = None
         self._gaps = Tally()
         self._cpu_read: tuple[int, int] | None = None
         self._closed: tuple[PhaseSums, Cycle] | None = None
         self._samples: list[PassSample] = []
         self._samples_dropped = 0
+        self._batch_size: int | None = None
         self._spans: dict[str, list[Interval]] = {}
 
     def begin(self, started_ns: int) -> None:
@@ -277,35 +315,74 @@ class Resolver:
         self._flush_puts()
         if cpu_ns != UNREADABLE:
             self._read_cpu(entered, cpu_ns)
+        if flags & Flag.NESTED:
+            self._nested.append(row)  # it is placed with the pass that it ran in
+            return
         name = _name(q if q in _TELLING else _MANY, past if past in _TELLING else _MANY, flags)
         phase_name = name.phase or (self._phase.name if self._phase is not None else "unknown")
         stopped = self._cycle is None and self._stops > 0  # time since the last token is this pass's selection
         began_ns = self._cursor_ns if stopped else entered
+        spent_before = 0
         if stopped:
             spent_before = self._advance(entered)
+        elif self._cycle is not None and self._phase is not None and self._phase.name == ENCODE.phase:
+            self._close_cycle()  # between encoder and prefill, the model is still being set up
+            self._setup_ns += self._advance(entered)
         else:
             self._place("select", self._advance(entered))
             self._close_cycle()
-            spent_before = 0
         self._sum_closed()
-        if self._passes == 1:
-            self._second_pass_ns = entered
+        self._note_order(name, entered, row)
         phase = self._phase = self._phases.get(phase_name) or self._phases.setdefault(
             phase_name, PhaseSums(phase_name, began_ns)
         )
         cycle = self._cycle = Cycle(began_ns)
         cycle.parts["select"] += spent_before
         self._self_ns += self._advance(started)
-        issue_ns = self._advance(ended)
-        cycle.parts["issue"] += issue_ns
+        inside_ns = self._advance(ended)
+        encoders_ns = sum(inner[Row.LEFT] - inner[Row.ENTERED] for inner in self._nested)
+        cycle.parts["issue"] += inside_ns - encoders_ns
         self._self_ns += self._advance(left)
         self._passes += 1
         phase.passes += 1
         phase.end_ns = self._cursor_ns
-        phase.pass_ns.add(ended - started)
+        phase.pass_ns.add(ended - started - encoders_ns)
         phase.add_work(q, past, batch, logits)
         if self._keep_samples:
             self._sample(name.name, row)
+        self._place_nested()
+
+    def _note_order(self, name: PassName, entered: int, row: Sequence[int]) -> None:
+        """What follows from where a pass stands among the others."""
+        q, past, batch, flags = row[Row.Q], row[Row.PAST], row[Row.BATCH], row[Row.FLAGS]
+        self._speculation.add(name, q, past, flags)
+        if flags & _NOT_OWN:
+            if self._own_passes and self._after_first_ns is None and name is not ENCODE:
+                self._after_first_ns = entered
+            return
+        if self._own_passes == 0:
+            self._batch_size = _known(batch)
+        elif self._after_first_ns is None and name.phase not in {None, PREFILL.phase}:
+            self._after_first_ns = entered
+        self._own_passes += 1
+
+    def _place_nested(self) -> None:
+        """Encoders that ran inside the pass just placed: their time is theirs, and no longer that pass's."""
+        for row in self._nested:
+            entered, started, ended, left, q, past, batch, logits, *_ = row
+            phase = self._phases.get("encode") or self._phases.setdefault("encode", PhaseSums("encode", entered))
+            phase.inside = True
+            cycle = Cycle(entered)
+            cycle.parts["issue"] = ended - started
+            phase.add_cycle(cycle)
+            phase.passes += 1
+            phase.end_ns = ended
+            phase.pass_ns.add(ended - started)
+            phase.add_work(q, past, batch, logits)
+            self._self_ns += left - entered - (ended - started)
+            if self._keep_samples:
+                self._sample(ENCODE.name, row)
+        self._nested.clear()
 
     def _read_cpu(self, at_ns: int, cpu_ns: int) -> None:
         """The part of the time since the last reading in which the thread did not run belongs to the last pass."""
@@ -363,6 +440,7 @@ class Resolver:
         *,
         versions: tuple[tuple[str, str], ...] = (),
         device_key: str | None = None,
+        rank: int | None = None,
         breathe: Callable[[], None] = lambda: None,
     ) -> GenerationRecord:
         """The record of a finished request.
@@ -374,6 +452,7 @@ class Resolver:
             model: What ran.
             versions: (name, version) of what ran.
             device_key: Identity of the device it ran on.
+            rank: Of this process among those that run the model together.
             breathe: Called between stretches of work, to let the interpreter serve others.
 
         Returns:
@@ -384,10 +463,21 @@ class Resolver:
         wall_ns = request.left_ns - request.entered_ns
         contended_ns, contended_with = self._beside(raw)
         phases = tuple(
-            phase.record(self._origin_ns, wait_known=self._stops > 0, contended_ns=contended_ns.get(phase.name))
+            phase.record(
+                self._origin_ns,
+                wait_known=self._stops > 0,
+                contended_ns=contended_ns.get(phase.name),
+            )
             for phase in self._phases.values()
         )
+        drafted_tokens, accepted_tokens = self._speculation.counted(
+            outcome.prefix_len, None if outcome.joined else outcome.output_len
+        )
         output_tokens, finish_reasons = outcome.count(call)
+        output_len = outcome.output_len
+        if raw.loop:
+            call.batch_size, call.input_tokens, output_len = self._loop_tokens(phases)
+            output_tokens = output_len * call.batch_size if output_len and call.batch_size else None
         ttft_ns, ttft_method = self._ttft(streaming=call.options.streaming)
         return GenerationRecord(
             request_id=raw.request_id,
@@ -396,13 +486,16 @@ class Resolver:
             wall_ns=wall_ns,
             ttft_ns=ttft_ns,
             ttft_method=ttft_method,
-            tpot_ns=_tpot(wall_ns, ttft_ns, outcome.output_len),
+            tpot_ns=_tpot(wall_ns, ttft_ns, output_len),
             itl_ns=self._gaps.sketch() if self._stops > 1 else None,
             batch_size=call.batch_size,
             input_tokens=call.input_tokens,
             output_tokens=output_tokens,
-            output_len=outcome.output_len,
+            output_len=output_len,
             finish_reasons=finish_reasons,
+            padding_tokens=call.padding_tokens,
+            drafted_tokens=drafted_tokens,
+            accepted_tokens=accepted_tokens,
             options=call.options,
             phases=phases,
             ledger=self._ledger(phases, tail_ns, wall_ns),
@@ -410,9 +503,10 @@ class Resolver:
             pass_samples_dropped=self._samples_dropped,
             status="aborted" if raw.error_type else "ok",
             error_type=raw.error_type,
-            notes=self._notes(),
+            notes=self._notes(loop=raw.loop),
             versions=versions,
             device_key=device_key,
+            rank=rank,
             contended_with=contended_with,
         )
 
@@ -464,14 +558,29 @@ class Resolver:
             return self._first_put_ns - self._origin_ns, "streamer"
         if self._first_stop_ns is not None:
             return self._first_stop_ns - self._origin_ns, "stop_check"
-        if self._second_pass_ns is not None:
-            return self._second_pass_ns - self._origin_ns, "next_pass"
+        if self._after_first_ns is not None:
+            return self._after_first_ns - self._origin_ns, "next_pass"
         return None, None
 
-    def _notes(self) -> tuple[str, ...]:
+    def _loop_tokens(self, phases: tuple[PhaseRecord, ...]) -> tuple[int | None, int | None, int | None]:
+        """Sequences, prompt tokens and new tokens per sequence of a hand-written loop, as its forwards tell them."""
+        by_name = {phase.name: phase for phase in phases}
+        prefill, decode = by_name.get("prefill"), by_name.get("decode")
+        output_len = None
+        if prefill is not None and set(by_name) <= {"prefill", "decode"}:
+            passes = decode.passes if decode is not None else 0
+            single = decode is None or decode.tokens == passes * (self._batch_size or 0)
+            output_len = passes + 1 if single else None
+        return self._batch_size, None if prefill is None else prefill.tokens, output_len
+
+    def _notes(self, *, loop: bool) -> tuple[str, ...]:
         notes = []
+        if loop:
+            notes.append(
+                "a hand-written loop: its tokens are derived from its forwards, one from each and padding included"
+            )
         if self._passes == 0:
-            notes.append("no forward was seen: the model's hooks did not fire in this call")
+            notes.append("no forward was seen: its forwards did not pass through the model that is traced")
         elif self._stops == 0:
             notes.append(
                 "tokens are not marked in this mode: wait is inside select, the last selection inside tail, "
@@ -509,10 +618,14 @@ def _name(q: int, past: int, flags: int) -> PassName:
         assistant=bool(flags & Flag.ASSISTANT),
         foreign=bool(flags & Flag.FOREIGN),
         first=bool(flags & Flag.FIRST),
+        in_frame=not flags & Flag.BARE,
+        named=PHASE_NAMES[(flags >> Flag.NAMED_SHIFT) - 1] if flags >> Flag.NAMED_SHIFT else None,
         in_prefill=bool(flags & Flag.IN_PREFILL),
         cache=_cache_identity(flags),
         frame_cache=1 if flags & Flag.FRAME_CACHE else None,
         assisted=bool(flags & Flag.ASSISTED),
+        side=bool(flags & Flag.SIDE),
+        submodule=bool(flags & Flag.ENCODE),
     )
     return name_pass(facts)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
 import platform
 import re
@@ -14,6 +12,7 @@ import torch
 
 from inferscope.errors import UnknownDeviceError
 from inferscope.hardware.catalog import match_cuda_name
+from inferscope.hardware.nvml import driver_version
 from inferscope.specs import DeviceSpec
 
 if TYPE_CHECKING:
@@ -149,7 +148,12 @@ def _identify_cuda(target: torch.device) -> DeviceSpec:
     properties = _properties(index)
     row = match_cuda_name(properties.name, properties.total_memory)
     identity = getattr(properties, "uuid", None) or f"{properties.name} number {index}"
-    parts = (f"cuda:{identity}", f"driver {_driver_version()}", f"torch {torch.__version__}", _precision_part())
+    parts = (
+        f"cuda:{identity}",
+        f"driver {driver_version() or _UNKNOWN}",
+        f"torch {torch.__version__}",
+        _precision_part(),
+    )
     return DeviceSpec(
         name=properties.name if row is None else row.name,
         kind="cuda",
@@ -184,25 +188,6 @@ def _precision_part() -> str:
     # A reduced precision changes what a float32 product costs: such a calibration is another device's.
     precision = float32_precision()
     return "" if precision == "highest" else f"float32 products {precision}"
-
-
-@functools.cache  # opening NVML takes milliseconds, and a driver does not change under a running process
-def _driver_version() -> str:
-    """The NVIDIA driver's version, "unknown" where NVML is not there (ROCm, no driver, no binding)."""
-    try:
-        import pynvml  # noqa: PLC0415 - only where there is a GPU to ask about
-
-        pynvml.nvmlInit()
-    except Exception:  # noqa: BLE001 - the binding raises its own types; without it the key is only coarser
-        return _UNKNOWN
-    try:
-        version = pynvml.nvmlSystemGetDriverVersion()
-        return version.decode() if isinstance(version, bytes) else str(version)
-    except Exception:  # noqa: BLE001 - the same
-        return _UNKNOWN
-    finally:
-        with contextlib.suppress(Exception):
-            pynvml.nvmlShutdown()
 
 
 def _cpu_name(cpuinfo: str) -> tuple[str, str]:

@@ -67,6 +67,7 @@ NO_FINDINGS = "none: nothing here stands out"
 _TTFT_METHODS = {
     "stop_check": "measured, first token selected",
     "streamer": "measured, handed to the streamer",
+    "update": "measured, token taken in by the loop",
     "next_pass": "bound: at most, from the next pass",
 }
 
@@ -81,11 +82,13 @@ class Kind:
 
 
 KINDS = {
+    "queue": Kind(glyph="~", colour="white", meaning="queued, no pass prepared yet"),
     "setup": Kind(glyph="░", colour="cyan", meaning="before the first forward"),
     "issue": Kind(glyph="█", colour="green", meaning="inside forwards"),
     "select": Kind(glyph="▓", colour="yellow", meaning="between forwards (sampling, stopping)"),
     "wait": Kind(glyph="▒", colour="magenta", meaning="reading the token from the device"),
     "deliver": Kind(glyph="≡", colour="blue", meaning="in the streamer"),
+    "shared": Kind(glyph="/", colour="cyan", meaning="other requests' part of shared passes"),
     "tail": Kind(glyph="·", colour="cyan", meaning="after the last token"),
     "self": Kind(glyph="!", colour="red", meaning="inferscope itself"),
     "residual": Kind(glyph="?", colour="white", meaning="what could not be placed"),
@@ -146,9 +149,10 @@ def headline(result: Result) -> str:
 
 def facts(record: GenerationRecord) -> str:
     """Size and outcome of the request."""
+    padding = record.padding_tokens
     parts = [
         f"batch {count(record.batch_size)}",
-        f"{count(record.input_tokens)} tokens in",
+        f"{count(record.input_tokens)} tokens in" + (f" + {count(padding)} padding" if padding else ""),
         f"{count(record.output_tokens)} out",
         f"wall {duration_ns(record.wall_ns)}",
     ]
@@ -192,6 +196,7 @@ def _measured_rows(phases: Sequence[PhaseRecord], wall_ns: int) -> tuple[_Row, .
         row("time", [duration_ns(p.wall_ns) for p in phases]),
         row("share of wall", [percent(p.wall_ns / wall_ns if wall_ns else None) for p in phases]),
         row("passes", [count(p.passes) for p in phases]),
+        *_mixed_rows(phases),
         row("tokens", [count(p.tokens) for p in phases]),
         row("pass p50", [duration_ns(p.pass_ns.p50) for p in phases]),
         row("pass p99", [duration_ns(p.pass_ns.p99) for p in phases]),
@@ -206,6 +211,12 @@ def _measured_rows(phases: Sequence[PhaseRecord], wall_ns: int) -> tuple[_Row, .
         row("device at least", [duration_ns(p.device.low_ns if p.device else None) for p in phases], seen),
         row("device at most", [duration_ns(p.device.high_ns if p.device else None) for p in phases], seen),
     )
+
+
+def _mixed_rows(phases: Sequence[PhaseRecord]) -> tuple[_Row, ...]:
+    if all(phase.mixed_passes is None for phase in phases):
+        return ()
+    return (_row("mixed passes", [count(phase.mixed_passes) for phase in phases], "measured"),)
 
 
 def _cost_rows(verdicts: Sequence[PhaseDiagnosis | None]) -> tuple[_Row, ...]:
@@ -297,9 +308,13 @@ def segments(record: GenerationRecord) -> tuple[Segment, ...]:
             ("select", phase.ledger.select_ns),
             ("wait", phase.ledger.wait_ns),
             ("deliver", phase.ledger.deliver_ns),
+            ("shared", phase.ledger.shared_ns),
         )
+        if kind != "shared" or time_ns is not None
     ]
+    queue = () if ledger.queue_ns is None else (part("", "queue", ledger.queue_ns),)
     return (
+        *queue,
         part("", "setup", ledger.setup_ns),
         *inside,
         part("", "tail", ledger.tail_ns),
@@ -332,6 +347,8 @@ def latencies(record: GenerationRecord) -> tuple[tuple[str, str, str], ...]:
     whole_s = record.wall_ns / 1e9
     rate = record.output_tokens / whole_s if record.output_tokens is not None and whole_s > 0 else None
     quantiles = [duration_ns(value) for value in (itl.p50, itl.p90, itl.p99, itl.max)] if itl else [UNKNOWN] * 4
+    drafted, accepted = record.drafted_tokens, record.accepted_tokens
+    drafts = f"{count(accepted)} of {count(drafted)}, {percent(record.acceptance_share)}"
     rows = (
         ("TTFT", duration_ns(record.ttft_ns), _TTFT_METHODS.get(record.ttft_method or "", UNKNOWN)),
         ("TPOT", duration_ns(record.tpot_ns), "measured, (wall - TTFT) / (n - 1)"),
@@ -340,6 +357,7 @@ def latencies(record: GenerationRecord) -> tuple[tuple[str, str, str], ...]:
         ("ITL p99", quantiles[2], "measured, within 1 %"),
         ("ITL max", quantiles[3], "measured"),
         ("rate", f"{ratio(rate)} token/s" if rate is not None else UNKNOWN, "measured, new tokens / wall"),
+        *([("accepted", drafts, "measured, of the tokens drafted")] if drafted is not None else []),
     )
     return tuple((name, value, UNKNOWN if value == UNKNOWN else source) for name, value, source in rows)
 

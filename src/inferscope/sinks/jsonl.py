@@ -94,6 +94,10 @@ class JsonlSink:
         with self._lock:
             self._file.close()
 
+    def after_fork(self) -> None:
+        """In a forked child: the file is shared, the lock is not."""
+        self._lock = threading.Lock()
+
     def _append(self, line: bytes) -> None:
         # A line that an interrupted process left unfinished must not swallow this one.
         data = b"\n" + line if self._torn else line
@@ -220,7 +224,7 @@ def _number_problem(value: object, place: str, *, signed: bool) -> str | None:
     return next(filter(None, (_number_problem(item, where, signed=free) for where, item, free in children)), None)
 
 
-def _sum_problem(record: GenerationRecord) -> str | None:
+def _sum_problem(record: GenerationRecord) -> str | None:  # noqa: PLR0911 - one return per rule
     ledger = record.ledger
     if ledger.total_ns != record.wall_ns:
         return f"the ledger adds up to {ledger.total_ns} ns, the wall is {record.wall_ns} ns"
@@ -233,6 +237,8 @@ def _sum_problem(record: GenerationRecord) -> str | None:
             return f"{phase.name} ends before it starts"
         if phase.device is not None and phase.device.low_ns > phase.device.high_ns:
             return f"the device time of {phase.name} has its low end above its high end"
+    if (record.accepted_tokens or 0) > (record.drafted_tokens or 0):
+        return f"{record.accepted_tokens} tokens were accepted and {record.drafted_tokens} drafted"
     return None
 
 

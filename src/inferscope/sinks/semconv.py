@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from inferscope.analysis.verdict import BOUNDS
 from inferscope.sinks.attributes import Attribute
+from inferscope.sinks.hardware_semconv import hardware_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -137,8 +138,10 @@ def _method(subject: PhaseSubject) -> str:
 
 
 def _own_s(subject: PhaseSubject) -> float | None:
-    own_ns = subject.phase.end_ns - subject.phase.start_ns - subject.phase.wall_ns
-    return own_ns / 1e9 if own_ns >= 0 else None
+    phase = subject.phase
+    own_ns = phase.end_ns - phase.start_ns - phase.wall_ns
+    # A queued request whose cache was given up prefills again in the midst of its decode.
+    return own_ns / 1e9 if own_ns >= 0 and phase.ledger.shared_ns is None else None
 
 
 def _share(bound: str) -> Attribute[PhaseSubject]:
@@ -210,6 +213,9 @@ CONTENDER: tuple[Attribute[Contender], ...] = (
 """On the links to the requests that held this one up."""
 
 REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
+    Attribute(
+        "inferscope.rank", "int", "1", "Of the process, where several run one model together.", _get(f"{_R}.rank")
+    ),
     Attribute("error.type", "string", "", "Class of the exception that left `generate`.", _error),
     Attribute("gen_ai.response.model", "string", "", "The model's name.", _get(f"{_R}.model.name")),
     Attribute(
@@ -238,6 +244,11 @@ REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
     ),
     Attribute("gen_ai.latency.e2e", "double", "s", "Wall of `generate`.", _seconds(f"{_R}.wall_ns")),
     Attribute(
+        "gen_ai.latency.time_in_queue", "double", "s",
+        "From `add_request` to where the first pass is prepared; only under continuous batching.",
+        _seconds(f"{_R}.ledger.queue_ns"),
+    ),
+    Attribute(
         "gen_ai.latency.time_in_model_prefill", "double", "s", "Time charged to prefill.",
         _phase_seconds("prefill"),
     ),
@@ -259,7 +270,7 @@ REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
     ),
     Attribute("inferscope.status", "string", "", "`ok` or `aborted`.", _get(f"{_R}.status")),
     Attribute(
-        "inferscope.ttft.method", "string", "", "How it was seen: `stop_check`, `streamer`, `next_pass`.",
+        "inferscope.ttft.method", "string", "", "How it was seen: `stop_check`, `streamer`, `update`, `next_pass`.",
         _get(f"{_R}.ttft_method"),
     ),
     Attribute("inferscope.request.id", "string", "", "16 hexadecimal digits.", _get(f"{_R}.request_id")),
@@ -285,6 +296,22 @@ REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
         "inferscope.output_len", "int", "{token}", "New tokens of the longest sequence.", _get(f"{_R}.output_len")
     ),
     Attribute(
+        "inferscope.padding", "int", "{token}", "Prompt positions over the batch that hold padding.",
+        _get(f"{_R}.padding_tokens"),
+    ),
+    Attribute(
+        "inferscope.draft.tokens", "int", "{token}", "Candidates that assisted decoding put to the model.",
+        _get(f"{_R}.drafted_tokens"),
+    ),
+    Attribute(
+        "inferscope.draft.accepted", "int", "{token}", "Those of them that became part of the result.",
+        _get(f"{_R}.accepted_tokens"),
+    ),
+    Attribute(
+        "inferscope.draft.acceptance", "double", "1", "Accepted over drafted tokens (0..1).",
+        _get(f"{_R}.acceptance_share"),
+    ),
+    Attribute(
         "inferscope.model.parameters", "int", "{parameter}", "Number of parameters, shared ones once.",
         _get(f"{_R}.model.parameters"),
     ),
@@ -298,7 +325,7 @@ REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
     ),
     *_quantiles("inferscope.itl", f"{_R}.itl_ns", "the gaps between consecutive tokens"),
     Attribute(
-        "inferscope.ledger.setup", "double", "s", "`generate`'s entry to the first forward.",
+        "inferscope.ledger.setup", "double", "s", "Before the model's own first forward, without encoders' forwards.",
         _seconds(f"{_R}.ledger.setup_ns"),
     ),
     Attribute("inferscope.ledger.tail", "double", "s", "After the last token.", _seconds(f"{_R}.ledger.tail_ns")),
@@ -311,7 +338,7 @@ REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
         _seconds(f"{_R}.ledger.self_ns"),
     ),
 )
-"""Set once the request has ended. setup + time_in_model_inference + tail + self + residual = e2e, exactly."""
+"""Set once the request has ended. queue + setup + time_in_model_inference + tail + self + residual = e2e, exactly."""
 
 PHASE: tuple[Attribute[PhaseSubject], ...] = (
     Attribute("inferscope.phase", "string", "", "The phase, as the span is named.", _get("phase.name")),
@@ -328,6 +355,11 @@ PHASE: tuple[Attribute[PhaseSubject], ...] = (
     *(_latency(name) for name in _PHASE_NAMES),
     Attribute("inferscope.passes", "int", "{pass}", "Forwards.", _get("phase.passes")),
     Attribute(
+        "inferscope.passes.mixed", "int", "{pass}",
+        "Those in which other requests prefilled while this one decoded, or the reverse; only where passes are shared.",
+        _get("phase.mixed_passes"),
+    ),
+    Attribute(
         "inferscope.tokens", "int", "{token}", "New tokens processed over all sequences, padding included.",
         _get("phase.tokens"),
     ),
@@ -342,6 +374,11 @@ PHASE: tuple[Attribute[PhaseSubject], ...] = (
     ),
     Attribute(
         "inferscope.ledger.deliver", "double", "s", "Inside the streamer.", _seconds("phase.ledger.deliver_ns")
+    ),
+    Attribute(
+        "inferscope.ledger.shared", "double", "s",
+        "While it was the turn of other requests; only where passes are shared.",
+        _seconds("phase.ledger.shared_ns"),
     ),
     Attribute(
         "inferscope.ledger.offcpu", "double", "s", "Overlay: forward time in which the thread did not run.",
@@ -408,7 +445,7 @@ PHASE: tuple[Attribute[PhaseSubject], ...] = (
         _get("verdict.cost.arithmetic_intensity"),
     ),
 )
-"""Set on the span of a phase. issue + select + wait + deliver = time_in_model, exactly."""
+"""Set on the span of a phase. issue + select + wait + deliver + shared = time_in_model, exactly."""
 
 WORST_PASS: tuple[Attribute[WorstPass], ...] = (
     Attribute("inferscope.worst_pass.index", "int", "", "Number of the pass in its phase, from 0.", _get("index")),
@@ -447,6 +484,7 @@ def reference_markdown() -> str:
         parts += [f"## {title}\n", f"{lead}\n", "| attribute | type | unit | meaning |", "|---|---|---|---|"]
         parts += [f"| `{row.name}` | {row.type} | {row.unit} | {row.meaning} |" for row in rows]
         parts.append("")
+    parts += [hardware_markdown(), ""]
     parts += ["## The resource\n", f"{_RESOURCE_LEAD}\n", "| attribute | type | meaning |", "|---|---|---|"]
     parts += [f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in RESOURCE]
     return "\n".join(parts) + "\n"
@@ -470,12 +508,14 @@ _LINK_LEAD = (
     "others, at most eight, largest overlap first."
 )
 _END_LEAD = (
-    "`ledger.setup` + `time_in_model_inference` + `ledger.tail` + `self` + `ledger.residual` = `latency.e2e`. "
+    "`latency.time_in_queue` + `ledger.setup` + `time_in_model_inference` + `ledger.tail` + `self` + "
+    "`ledger.residual` = `latency.e2e`; without a queue, the others are. "
     "A request that an exception ended has the status ERROR."
 )
 _PHASE_LEAD = (
-    "`ledger.issue` + `ledger.select` + `ledger.wait` + `ledger.deliver` = `time_in_model`; without `wait` that "
-    "time is in `select`. `self` is what the span's range holds beyond that."
+    "`ledger.issue` + `ledger.select` + `ledger.wait` + `ledger.deliver` + `ledger.shared` = `time_in_model`; without "
+    "`wait` that time is in `select`, and `shared` is there under continuous batching only. `self` is what the span's "
+    "range holds beyond that."
 )
 _EVENT_LEAD = "At most three per phase, slowest first, at the moment the pass began. Passes never become spans."
 _RESOURCE_LEAD = (

@@ -114,6 +114,11 @@ class SpanSink:
         self._roots[request_id] = root
         return root
 
+    def after_fork(self) -> None:
+        """In a forked child: the parent ends what it has begun."""
+        self._lock = threading.Lock()
+        self._roots.clear()
+
     def abandon(self, request_id: str) -> None:
         """End the span of a request that will have no result; nothing happens where there is none."""
         root = self._roots.pop(request_id, None)

@@ -2,7 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferscope.report.plain import bar, phase_labels
-from inferscope.report.summary import KINDS, Segment, bar_cells, segments
+from inferscope.report.summary import KINDS, Segment, bar_cells, facts, latencies, segments
+from inferscope.report.units import UNKNOWN
 from inferscope.testing import make_record
 
 PARTS = st.lists(
@@ -37,3 +38,13 @@ def test_labels_are_as_wide_as_the_bar(parts, width):
 def test_the_segments_are_the_whole_request():
     record = make_record()
     assert sum(part.time_ns or 0 for part in segments(record)) == record.wall_ns
+
+
+def test_padding_and_accepted_drafts_are_said_where_there_are_any():
+    plain, record = make_record(), make_record(padding_tokens=5, drafted_tokens=12, accepted_tokens=9)
+    assert "padding" not in facts(plain)
+    assert "accepted" not in {name for name, *_ in latencies(plain)}
+    assert "32 tokens in + 5 padding" in facts(record)
+    assert latencies(record)[-1] == ("accepted", "9 of 12, 75.0 %", "measured, of the tokens drafted")
+    unknown = make_record(drafted_tokens=12)
+    assert latencies(unknown)[-1][1] == f"{UNKNOWN} of 12, {UNKNOWN}"

@@ -255,6 +255,7 @@ def test_a_broken_line_is_named(path, content, said):
         ({"status": "fine"}, "not a record"),
         ({"wall_ns": 7}, "the ledger adds up to 722896000 ns, the wall is 7 ns"),
         ({"ttft_ns": -1}, "record.ttft_ns is -1: it cannot be negative"),
+        ({"drafted_tokens": 2, "accepted_tokens": 3}, "3 tokens were accepted and 2 drafted"),
         ({"phases__1__worst__0__excess_ns": -2}, "record.phases[1].worst[0].excess_ns is -2"),
         ({"wall_ns": 10**30}, "out of range"),
         ({"tpot_ns": 1e300}, "out of range"),

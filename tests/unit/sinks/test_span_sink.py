@@ -60,7 +60,11 @@ def full_result():
         contended_with=(Contender(request_id="1", trace_id="0" * 31 + "1", span_id="0" * 15 + "1", overlap_ns=1_000),),
     )
     phases = tuple(replace(phase, launches=301 * phase.passes, contended_ns=1_000) for phase in record.phases)
-    result = make_result(record=replace(record, phases=phases))
+    # Only the first shares its passes: of a phase that does, the range does not say what was inferscope's own.
+    prefill = replace(phases[0], mixed_passes=1, ledger=replace(phases[0].ledger, shared_ns=2_000))
+    ledger = replace(record.ledger, queue_ns=3_000)
+    counted = {"padding_tokens": 3, "drafted_tokens": 8, "accepted_tokens": 6}
+    result = make_result(record=replace(record, phases=(prefill, *phases[1:]), ledger=ledger, rank=0, **counted))
     verdicts = tuple(replace(p, shares=dict.fromkeys(BOUNDS, 1 / len(BOUNDS))) for p in result.diagnosis.phases)
     return replace(result, diagnosis=replace(result.diagnosis, phases=verdicts))
 
