@@ -157,7 +157,7 @@ def test_no_fault_of_ours_reaches_the_user(llama, use, monkeypatch, notices_rese
                 except Exception as error:  # noqa: BLE001 - all of them are to be seen at once
                     same = f"{type(error).__name__}: {error}"
                 patch.undo()
-                session.wait(5)
+                session.wait(0.3)
             said = [line for line in capfd.readouterr().err.splitlines() if "slug=" in line]
             slugs = [line.rpartition("slug='")[2].partition("'")[0] for line in said]
             if same is not True or len(slugs) != len(set(slugs)) or not set(slugs) <= KNOWN_SLUGS:
@@ -199,7 +199,7 @@ def test_a_clock_that_fails_at_any_reading(llama, prompt, monkeypatch, notices_r
         monkeypatch.setattr("inferscope.capture.intercept._CLOCK", FailingClock(nth, STRIKES[kind]))
         with inferscope.trace(llama, sinks=()) as session:
             assert run() == expected, nth
-            session.wait(5)
+            session.wait(0.3)
         said = capfd.readouterr().err
         assert all(said.count(f"slug='{slug}'") <= 1 for slug in KNOWN_SLUGS), nth
 

@@ -580,7 +580,8 @@ def _open(
         return None, kwargs
     try:
         if inside and parent is not None:
-            return _sound(_open_inner(parent.request, instance, args, kwargs)), kwargs
+            opened = _open_inner(parent.request, instance, args, kwargs)
+            return (opened if isinstance(opened.frame, Frame) else None), kwargs
         if observed is None:
             return None, kwargs
         raw = _open_request(_CLOCK.now_ns(), observed.receivers, instance, args, kwargs)
@@ -589,7 +590,10 @@ def _open(
         if kwargs.get("streamer") is not None:
             kwargs = {**kwargs, "streamer": TimedStreamer(kwargs["streamer"], raw.request)}
         raw.request.companions = observed.companions
-        opened = _sound(_Opened(_frame_of(raw.request, instance, kwargs), raw))
+        frame = _frame_of(raw.request, instance, kwargs)
+        if not isinstance(frame, Frame):
+            raise TypeError("no frame to record in")  # noqa: TRY301 - it is caught, and said, below
+        opened = _Opened(frame, raw)
         raw.request.started_ns = _CLOCK.now_ns()
         TRAFFIC.enter(raw)
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
@@ -597,13 +601,6 @@ def _open(
         return None, kwargs
     else:
         return opened, kwargs
-
-
-def _sound(opened: _Opened) -> _Opened:
-    """The same; what is not a frame must not stand where the user's forwards look for one."""
-    if not isinstance(opened.frame, Frame):
-        raise TypeError(f"{type(opened.frame).__name__} stands where a frame should")
-    return opened
 
 
 def _frame_of(request: Request, instance: torch.nn.Module, kwargs: dict[str, Any]) -> Frame:
