@@ -53,7 +53,7 @@ def watched(  # noqa: C901, PLR0915 - flat on purpose, see above
             frame = other_frame(frame, self)
             if frame is None:
                 return below.__call__(self, *args, **kwargs)
-            if frame.flags & Flag.ENCODE:
+            if getattr(frame, "flags", 0) & Flag.ENCODE:
                 return encoded(frame, below, step_aside, args, kwargs)
         try:
             now_ns = frame.now_ns
