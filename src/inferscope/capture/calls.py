@@ -43,6 +43,8 @@ _OPTIONS = (
     "top_k",
     "top_p",
 )
+_LISTED = 256
+"""Elements up to which a list is made sooner than an array: after a pass, when nothing of numpy is in the caches."""
 _PROMPTS = ("input_ids", "inputs", "inputs_embeds", "input_features", "pixel_values")
 
 
@@ -58,15 +60,17 @@ class Kept:
         """Keep a tensor that lies on the CPU; one of inference mode has no version and is copied instead."""
         if tensor.is_inference():
             self._version = None
-            self._tensor = tensor.numpy().copy()
+            self._tensor = tensor.tolist() if tensor.numel() <= _LISTED else tensor.numpy().copy()
         else:
             self._version = tensor._version  # noqa: SLF001 - torch's own way to see a change in place
             self._tensor = tensor
 
     def read(self) -> Any:  # noqa: ANN401 - a numpy array, or None
         """The values as a numpy array; None where they were changed since."""
+        import numpy as np  # noqa: PLC0415 - there where torch's tensors turn into arrays, and not needed before
+
         if self._version is None:
-            return self._tensor
+            return np.asarray(self._tensor)
         if self._tensor._version != self._version:  # noqa: SLF001 - as above
             return None
         return self._tensor.detach().numpy()
@@ -74,7 +78,7 @@ class Kept:
 
 def keep(tensor: Any) -> Kept | None:  # noqa: ANN401 - a tensor or None
     """Keep a tensor for later; None where reading it would sync the device."""
-    return Kept(tensor) if tensor is not None and tensor.device.type == "cpu" else None
+    return Kept(tensor) if tensor is not None and tensor.is_cpu else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
