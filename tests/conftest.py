@@ -14,6 +14,12 @@ hypothesis_settings.register_profile("steady", deadline=None, print_blob=True)
 hypothesis_settings.load_profile("steady")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--requests", type=int, default=10_000, help="how many requests the test of a server's life sends (10,000)"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     """Nothing is read from or written to the developer's own cache folder."""

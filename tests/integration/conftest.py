@@ -49,3 +49,16 @@ def smollm2():
     from inferscope.experiments.models import load  # noqa: PLC0415
 
     return load(None)
+
+
+@pytest.fixture(scope="session")
+def model_folder(transformers, tmp_path_factory):
+    """A tiny model with its tokenizer, saved. Words are tokens; those from word064 on are too many for the model."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {f"word{number:03}": number for number in range(100)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="word000"))  # noqa: S106
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    folder = tmp_path_factory.mktemp("model") / "tiny-words"
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    build_llama(transformers, vocab_size=64).save_pretrained(folder)
+    return folder
