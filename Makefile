@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-ray lint format bench clean
 
 demo: $(STAMP)
 	$(BIN)/inferscope demo $(DEMO_FLAGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Ray is large, and its servers want both cores of a small machine: its test stands apart from the others.
+test-ray: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest tests/integration/test_example_ray.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

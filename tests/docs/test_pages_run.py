@@ -50,7 +50,11 @@ def test_the_readme_s_code_runs(tmp_path, index):
         assert (tmp_path / "requests.jsonl").read_text(encoding="utf-8").count("\n") == 1
 
 
-@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+# The others serve until they are stopped: tests/integration/test_example_*.py run them.
+SERVERS = {"fastapi_server.py", "ray_serve.py"}
+
+
+@pytest.mark.parametrize("example", sorted({path.name for path in (ROOT / "examples").glob("*.py")} - SERVERS))
 def test_an_example_runs(example, tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / example)],

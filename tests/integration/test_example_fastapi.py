@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 from otlp_receiver import grpc_receiver, values_of
 from served import ROOT, ancestors, curl_of, serving, traceparent, wait_until
 
-pytest.importorskip("fastapi", reason="the server needs fastapi: install the extra [examples]")
+fastapi = pytest.importorskip("fastapi", reason="the server needs fastapi: install the extra [examples]")
 pytest.importorskip("uvicorn", reason="the server needs uvicorn: install the extra [examples]")
 httpx = pytest.importorskip("httpx", reason="its clients need httpx: install the extra [examples]")
 
@@ -140,6 +143,18 @@ def test_a_generation_that_fails_says_so_and_frees_its_slot(inbox, server, clien
         if span.trace_id == trace_id and span.name.startswith("text_completion"):
             assert values_of(span.attributes)["error.type"] == "IndexError"
     assert ask(client, max_new_tokens=2)[0]
+
+
+def test_the_parent_is_the_server_s_span_where_there_is_one_else_the_client_s():
+    spec = importlib.util.spec_from_file_location("fastapi_server", ROOT / "examples" / "fastapi_server.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    trace_id, span_id, headers = traceparent()
+    asked = fastapi.Request({"type": "http", "headers": [(b"traceparent", headers["traceparent"].encode())]})
+    client = trace.get_current_span(example.parent_of(asked)).get_span_context()
+    assert (client.trace_id, client.span_id) == (int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big"))
+    with TracerProvider().get_tracer("server").start_as_current_span("POST /generate") as span:
+        assert trace.get_current_span(example.parent_of(asked)) is span
 
 
 @pytest.mark.parametrize("wrong", [{"prompt": ""}, {"max_new_tokens": 0}, {"max_new_tokens": 10**9}, {"prompt": None}])
