@@ -91,7 +91,8 @@ def test_only_the_replicas_port_for_each_other_is_open_to_others(server):
         process.cmdline()[0]
         for process in psutil.Process(server.process.pid).children(recursive=True)
         for connection in process.net_connections()
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip not in {"127.0.0.1", "::1"}
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr.ip.removeprefix("::ffff:") not in {"127.0.0.1", "::1"}
     ]
     assert [name for name in open_to_others if not name.startswith("ray::ServeReplica")] == []
 
