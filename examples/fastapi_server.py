@@ -17,6 +17,7 @@ import json
 import logging
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 
 import torch
@@ -115,6 +116,8 @@ def create_app(loaded: LoadedModel, *, slots: int = 4) -> FastAPI:
 
     @asynccontextmanager
     async def traced(_app: FastAPI) -> AsyncIterator[None]:
+        # asyncio's own pool has four threads more than cores, however many slots there are.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(slots))
         handle = inferscope.instrument(loaded.model, sinks=["otel", "log"])
         try:
             yield
@@ -128,7 +131,9 @@ def create_app(loaded: LoadedModel, *, slots: int = 4) -> FastAPI:
     async def generate(question: Question, request: Request) -> StreamingResponse | dict[str, str]:
         answer = generator.answer(question, request)
         if question.stream:
-            return StreamingResponse(events(answer), media_type="text/event-stream")
+            return StreamingResponse(
+                events(answer), media_type="text/event-stream", headers={"cache-control": "no-cache"}
+            )
         async with aclosing(answer):
             parts = []
             async for text in answer:
