@@ -210,6 +210,7 @@ def _measured_rows(phases: Sequence[PhaseRecord], wall_ns: int) -> tuple[_Row, .
         *rows,
         row("device at least", [duration_ns(p.device.low_ns if p.device else None) for p in phases], seen),
         row("device at most", [duration_ns(p.device.high_ns if p.device else None) for p in phases], seen),
+        row("lag behind the host", [percent(p.device.lag_share if p.device else None) for p in phases]),
     )
 
 

@@ -31,13 +31,23 @@ from inferscope.records import (
 )
 from inferscope.samples import GpuReading, GpuSample
 from inferscope.specs import Ceiling, DeviceSpec, ModelSpec, monomials
+from inferscope.testing.twin import DeviceTwin, FakeClock, TwinEvents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from inferscope.analysis.verdict import Bound
 
-__all__ = ["CapturingSink", "ReplayedGpus", "make_gpu_sample", "make_record", "make_result"]
+__all__ = [
+    "CapturingSink",
+    "DeviceTwin",
+    "FakeClock",
+    "ReplayedGpus",
+    "TwinEvents",
+    "make_gpu_sample",
+    "make_record",
+    "make_result",
+]
 
 _SETUP_NS = 1_900_000
 _TAIL_NS = 45_000
