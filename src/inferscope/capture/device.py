@@ -71,7 +71,13 @@ class PassMeter:
             rows[row + Row.DEVICE_NS] = max(elapsed_ns, 1)  # 0 stands for unknown
 
 
-def meter_of(module: Any, request: Request) -> PassMeter | None:  # noqa: ANN401 - any model
-    """What times the passes of a model on its devices; None where it lies on none that has events."""
+def meter_of(module: Any, request: Request, *, plug_every: int = 0) -> PassMeter | None:  # noqa: ANN401 - any model
+    """What times the passes of a model on its devices; None where it lies on none that has events.
+
+    Args:
+        module: The model.
+        request: Whose passes are timed.
+        plug_every: See `PassMeter`.
+    """
     devices = cuda_devices_of(module)
-    return PassMeter(request, [CudaEvents(device) for device in devices]) if devices else None
+    return PassMeter(request, [CudaEvents(device) for device in devices], plug_every=plug_every) if devices else None

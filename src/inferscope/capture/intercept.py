@@ -57,6 +57,7 @@ class Receiver(Protocol):
     """Who gets the finished requests of a model. Both methods run on the generating thread and return at once."""
 
     keep_samples: bool
+    plug_every: int
 
     def begin(
         self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
@@ -659,7 +660,7 @@ def _open_request(
         return None
     request_id, takers = begun
     request = Request(entered_ns=entered, started_unix_ns=started_unix_ns, clock=_CLOCK)
-    request.meter = meter_of(instance, request)
+    request.meter = meter_of(instance, request, plug_every=max(receiver.plug_every for receiver, _ in takers))
     return RawRequest(
         request,
         hold(args, kwargs),

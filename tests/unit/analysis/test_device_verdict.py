@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_diagnosis import model
 
 from inferscope.analysis.diagnosis import diagnose
 from inferscope.records import DeviceTime
 from inferscope.specs import Ceiling, DeviceSpec
 from inferscope.testing import make_record
-from test_diagnosis import model
 
 WEIGHTS = 500_000_000
 
