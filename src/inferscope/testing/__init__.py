@@ -31,6 +31,7 @@ from inferscope.records import (
 )
 from inferscope.samples import GpuReading, GpuSample
 from inferscope.specs import Ceiling, DeviceSpec, ModelSpec, monomials
+from inferscope.testing.timeline import Timeline, read_timeline, timeline_of, write_timeline
 from inferscope.testing.twin import DeviceTwin, FakeClock, TwinEvents
 
 if TYPE_CHECKING:
@@ -43,10 +44,14 @@ __all__ = [
     "DeviceTwin",
     "FakeClock",
     "ReplayedGpus",
+    "Timeline",
     "TwinEvents",
     "make_gpu_sample",
     "make_record",
     "make_result",
+    "read_timeline",
+    "timeline_of",
+    "write_timeline",
 ]
 
 _SETUP_NS = 1_900_000
