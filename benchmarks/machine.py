@@ -20,7 +20,10 @@ def facts() -> dict[str, Any]:
 
     from inferscope.hardware.probe import identify  # noqa: PLC0415
 
-    spec = identify("cpu")
+    from inferscope.hardware.nvml import driver_version  # noqa: PLC0415
+
+    on_gpu = torch.cuda.is_available()
+    spec = identify("cuda:0" if on_gpu else "cpu")
     return {
         "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
         "device": spec.name,
@@ -29,7 +32,7 @@ def facts() -> dict[str, Any]:
         "memory_bytes": spec.memory_bytes,
         "cache_bytes": spec.cache_bytes,
         "load_average_1min": os.getloadavg()[0],
-        "driver": None,
+        "driver": driver_version() if on_gpu else None,
         "python": platform.python_version(),
         "kernel": platform.release(),
         "versions": {name: metadata.version(name) for name in ("inferscope", "torch", "transformers")},
