@@ -18,9 +18,8 @@ def facts() -> dict[str, Any]:
     """Device, versions and date, for the head of a result file."""
     import torch  # noqa: PLC0415 - the version is only known once it is loaded
 
-    from inferscope.hardware.probe import identify  # noqa: PLC0415
-
     from inferscope.hardware.nvml import driver_version  # noqa: PLC0415
+    from inferscope.hardware.probe import identify  # noqa: PLC0415
 
     on_gpu = torch.cuda.is_available()
     spec = identify("cuda:0" if on_gpu else "cpu")
