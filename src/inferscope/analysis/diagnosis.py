@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inferscope.analysis.cost import evaluate
+from inferscope.analysis.device_verdict import judge_on_device
 from inferscope.analysis.roofline import Roofs, demand, roofs_for
 from inferscope.analysis.verdict import BOUNDS, Diagnosis, Evidence, PhaseDiagnosis
 from inferscope.errors import CostUnavailableError
@@ -84,7 +85,8 @@ def _judge(record: GenerationRecord, phase: PhaseRecord, device: DeviceSpec | No
     evidence = _host_evidence(phase)
     if cost is None:
         return _unknown(phase, cost, evidence, why_no_cost)
-    if (record.model.device or "cpu").partition(":")[0] != "cpu":
+    on_host = (record.model.device or "cpu").partition(":")[0] == "cpu"
+    if not on_host and phase.device is None:
         return _unknown(
             phase,
             cost,
@@ -101,7 +103,10 @@ def _judge(record: GenerationRecord, phase: PhaseRecord, device: DeviceSpec | No
     if isinstance(roofs, str):
         what = "some were too unsteady to keep: calibrate again while nothing else runs" if device.rejected else ""
         return _unknown(phase, cost, evidence, f"{roofs}: {what or 'run `inferscope calibrate`'}")
-    return _judged(phase, device, cost, roofs, evidence)
+    if on_host:
+        return _judged(phase, device, cost, roofs, evidence)
+    verdict = judge_on_device(phase, cost, roofs, demand(cost, roofs), evidence)
+    return _unknown(phase, cost, evidence, verdict) if isinstance(verdict, str) else verdict
 
 
 def _cost_of(record: GenerationRecord, phase: PhaseRecord) -> tuple[PassCost | None, str]:

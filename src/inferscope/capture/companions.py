@@ -121,7 +121,7 @@ def encoded(
         try:
             ended = frame.now_ns()
             batch, q = _encoded_shape(output, args, kwargs)
-            note_encoded(frame, (entered, started, ended, 0, q, 0, batch, q, flags, cpu, 0, 0))
+            note_encoded(frame, (entered, started, ended, 0, q, 0, batch, q, flags, cpu, 0, 0, 0, 0))
         except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
             step_aside(frame, error)
     return output

@@ -21,6 +21,8 @@ __all__ = ["watched"]
 
 _current = CURRENT.get
 _write = Struct(f"{Row.WIDTH}q").pack_into
+_LAST_ROW = CHUNK_END - Row.WIDTH
+_WIDTH = Row.WIDTH
 _CPU_GROUP = 7
 """Bit mask: of short passes every eighth has its CPU time read, since reading costs half a microsecond."""
 
@@ -80,6 +82,9 @@ def watched(  # noqa: C901, PLR0915 - flat on purpose, see above
             cpu = UNREADABLE if seen > 1 and seen & _CPU_GROUP and not frame.slow else frame.thread_cpu_ns()
             request = frame.request
             request.in_pass = True
+            meter = frame.meter
+            if meter is not None:
+                meter.begin()
             started = now_ns()
         except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
             step_aside(frame, error)
@@ -92,13 +97,15 @@ def watched(  # noqa: C901, PLR0915 - flat on purpose, see above
         finally:
             try:
                 ended = now_ns()
+                if meter is not None:
+                    meter.end()
                 request.in_pass = False
                 frame.slow = ended - started > SLOW_PASS_NS
                 rows, row = request.rows, request.row
-                _write(rows, row << 3, entered, started, ended, 0, q, past, batch, logits, flags, cpu, 0, 0)
-                request.row = row + 12
+                _write(rows, row << 3, entered, started, ended, 0, q, past, batch, logits, flags, cpu, 0, 0, 0, 0)
+                request.row = row + _WIDTH
                 rows[row + 3] = now_ns()
-                if row == CHUNK_END - 12:
+                if row == _LAST_ROW:
                     request.next_chunk()
             except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
                 step_aside(frame, error)

@@ -4,7 +4,7 @@ A `Request` is one call by the user; it owns the rows. A `Frame` is one running 
 request, more where `generate` calls itself (Whisper's windows) or an assistant. Inside the call only integers
 are written; names, sums and records are made afterwards in resolve.py.
 
-A row of twelve integers per pass, in an array made beforehand: objects that outlive the pass would each touch
+A row of integers per pass, in an array made beforehand: objects that outlive the pass would each touch
 memory that the model has just pushed out of the caches, which costs more than all the code here.
 """
 
@@ -21,6 +21,7 @@ from inferscope.meters.clock import SystemClock
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from inferscope.capture.device import PassMeter
     from inferscope.meters.clock import Clock
 
 __all__ = [
@@ -47,7 +48,10 @@ SLOW_PASS_NS = 2_000_000
 
 
 class Row:
-    """Offsets in a row. Times are in nanoseconds of the request's clock; 0 where there was no stop check."""
+    """Offsets in a row. Times are in nanoseconds of the request's clock; 0 where there was no stop check.
+
+    The device's are written when its events have happened, 0 until then, and for good where it has none.
+    """
 
     ENTERED = 0
     STARTED = 1
@@ -59,9 +63,11 @@ class Row:
     LOGITS = 7
     FLAGS = 8
     CPU = 9
-    STOP_STARTED = 10
-    STOP_ENDED = 11
-    WIDTH = 12
+    DEVICE_STARTED = 10
+    DEVICE_NS = 11
+    STOP_STARTED = 12
+    STOP_ENDED = 13
+    WIDTH = 14
 
 
 class Mark:
@@ -89,6 +95,7 @@ class Flag:
     ENCODE = 1024  # an encoder's or vision tower's
     NESTED = 2048  # that ran inside the next pass
     SIDE = 4096  # of a logits processor, beside the sequence
+    PLUGGED = 8192  # held up on the device until the host had issued it
     NAMED_SHIFT = 16  # from here up: one more than the index in passes.PHASE_NAMES, where the loop names its phase
 
 
@@ -127,7 +134,8 @@ class Request:
     """One call of `generate` by the user, while it runs.
 
     `fold` takes the rows and marks gathered so far when there are too many of them. `companions` are other modules
-    whose forwards belong to it, and `inner` tells of the calls of `generate` that the model made itself.
+    whose forwards belong to it, `meter` times them on the device, and `inner` tells of the calls of `generate` that the
+    model made itself.
     """
 
     __slots__ = (
@@ -143,6 +151,7 @@ class Request:
         "inner",
         "left_ns",
         "marks",
+        "meter",
         "returned_ns",
         "row",
         "rows",
@@ -180,6 +189,7 @@ class Request:
         self.in_pass: bool | int = False
         self.in_put = False
         self.companions: Mapping[object, str] = {}
+        self.meter: PassMeter | None = None
         self.inner: Inner | None = None
         self.thread = threading.get_ident()
         # After a fault of ours nothing more is recorded, and there is no record.
@@ -188,6 +198,8 @@ class Request:
     def next_chunk(self) -> None:
         """The array is full: begin another, and fold when there are too many, at our own cost."""
         started = self.clock.now_ns()
+        if self.meter is not None:
+            self.meter.flush()
         self.chunks.append(self.rows)
         self.rows, self.row = _chunk(), 0
         if len(self.chunks) * CHUNK_ROWS >= BUFFERED_ROWS:
@@ -225,6 +237,7 @@ class Frame:
         summed: The same, where the tokens in it are known to be the sum of what was put in; else None.
         past: That sum.
         seen: Forwards so far.
+        meter: What times its passes on the device; None where the device has no events.
         slow: Whether the last pass was long enough for reading the CPU time each time.
     """
 
@@ -232,6 +245,7 @@ class Frame:
         "cache",
         "flags",
         "given",
+        "meter",
         "module",
         "now_ns",
         "others",
@@ -261,6 +275,7 @@ class Frame:
         self.thread = request.thread
         self.now_ns = request.clock.now_ns
         self.thread_cpu_ns = request.clock.thread_cpu_ns
+        self.meter = request.meter
         self.cache: object | None = None
         self.summed: object | None = None
         self.past = 0

@@ -26,6 +26,7 @@ from inferscope.capture import continuous
 from inferscope.capture.calls import hold, hold_result, is_assistant, prompt_len
 from inferscope.capture.companions import ASSISTANT, ENCODER, Companions, companions_of, encoded, note_encoded
 from inferscope.capture.contention import TRAFFIC
+from inferscope.capture.device import meter_of
 from inferscope.capture.forward import watched
 from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Inner, Mark, Request
 from inferscope.capture.loops import LoopFrame, Loops
@@ -56,6 +57,7 @@ class Receiver(Protocol):
     """Who gets the finished requests of a model. Both methods run on the generating thread and return at once."""
 
     keep_samples: bool
+    plug_every: int
 
     def begin(
         self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
@@ -657,8 +659,10 @@ def _open_request(
     if begun is None:
         return None
     request_id, takers = begun
+    request = Request(entered_ns=entered, started_unix_ns=started_unix_ns, clock=_CLOCK)
+    request.meter = meter_of(instance, request, plug_every=max(receiver.plug_every for receiver, _ in takers))
     return RawRequest(
-        Request(entered_ns=entered, started_unix_ns=started_unix_ns, clock=_CLOCK),
+        request,
         hold(args, kwargs),
         weakref.ref(instance),
         request_id=request_id,
@@ -703,6 +707,8 @@ def _close(opened: _Opened, result: object, error_type: str | None) -> None:
         raw.result_shape, raw.result = hold_result(result)
         request.returned_ns = returned
         request.cpu_ns = _CLOCK.thread_cpu_ns()
+        if request.meter is not None:
+            request.meter.close()
         request.trim()
         request.left_ns = _CLOCK.now_ns()
         for receiver, begun in raw.begun:

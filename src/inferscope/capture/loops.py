@@ -146,7 +146,7 @@ class LoopFrame(Frame):
         rows, row = request.rows, request.row
         flags = Flag.BARE | block.flags
         values = (block.entered_ns, block.entered_ns, ended_ns, ended_ns, block.tokens, UNREADABLE, block.batch_size)
-        for offset, value in enumerate((*values, block.tokens, flags, UNREADABLE, 0, 0)):
+        for offset, value in enumerate((*values, block.tokens, flags, UNREADABLE, 0, 0, 0, 0)):
             rows[row + offset] = value
         request.row = row + Row.WIDTH
         if request.row == len(rows):
@@ -159,9 +159,11 @@ class LoopFrame(Frame):
         self.seen = 0
         if self.raw is None:
             self.request = _discarded(entered_ns)
+            self.meter = None
             return
         self.raw.loop = True
         self.request = self.raw.request
+        self.meter = self.request.meter
         TRAFFIC.enter(self.raw)
 
     def finish(self, ended_ns: int | None = None, error_type: str | None = None) -> None:
@@ -181,6 +183,9 @@ class LoopFrame(Frame):
             last_ns = ended_ns if ended_ns is not None else _last_left(request)
             request.returned_ns = request.left_ns = max(last_ns, request.started_ns)
             raw.error_type = error_type
+            # Whoever asks for results may be another thread, which has no business with this one's device.
+            if request.meter is not None and request.thread == threading.get_ident():
+                request.meter.close()
             request.trim()
             for receiver, begun in raw.begun:
                 receiver(raw, begun)

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from operator import add
 from typing import TYPE_CHECKING
 
+from inferscope.capture.busy import BusyTable, DeviceSums
 from inferscope.capture.frames import UNREADABLE
 from inferscope.records import PhaseLedger, PhaseRecord, QuantileSketch, Work, WorstPass
 from inferscope.specs import monomials, regime_of
 
 if TYPE_CHECKING:
+    from inferscope.capture.busy import OnDevice
     from inferscope.specs import Regime
 
 __all__ = ["WORST_KEPT", "Cycle", "PhaseSums", "Tally"]
@@ -57,6 +59,7 @@ class Cycle:
 
     start_ns: int
     parts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    device: OnDevice | None = None
 
 
 class PhaseSums:
@@ -76,6 +79,7 @@ class PhaseSums:
         self.work: dict[Regime, tuple[int, tuple[int, ...]]] = {}
         self.unreadable = False
         self.inside = False  # within passes of another phase, whose CPU time was read as one
+        self.device: DeviceSums | None = None
         # (cycle_ns, -index, start_ns, parts): the smallest of the slowest is on top.
         self.worst: list[tuple[int, int, int, tuple[int, ...]]] = []
 
@@ -84,6 +88,9 @@ class PhaseSums:
         for name, value in cycle.parts.items():
             self.parts[name] += value
         cycle_ns = sum(cycle.parts[name] for name in EXCLUSIVE)
+        if cycle.device is not None:
+            self.device = self.device or DeviceSums()
+            self.device.add(cycle.device, cycle_ns)
         entry = (cycle_ns, -self.cycles, cycle.start_ns, tuple(cycle.parts.values()))
         self.cycles += 1
         if len(self.worst) < WORST_KEPT:
@@ -113,6 +120,7 @@ class PhaseSums:
         *,
         wait_known: bool,
         contended_ns: int | None = None,
+        known: BusyTable | None = None,
     ) -> PhaseRecord:
         """The finished phase.
 
@@ -120,6 +128,7 @@ class PhaseSums:
             origin_ns: Start of the request on its clock.
             wait_known: Whether stop checks were seen; without them the wait is inside `select`.
             contended_ns: Time in which other requests were in a forward on the same device.
+            known: What passes of this model were measured at on the device.
         """
         ledger = PhaseLedger(
             issue_ns=self.parts["issue"],
@@ -149,6 +158,7 @@ class PhaseSums:
             worst=self._worst_passes(origin_ns),
             ledger=ledger,
             work=() if self.unreadable else work,
+            device=None if self.device is None else self.device.time(origin_ns, known or BusyTable()),
             syncs=self.syncs,
             contended_ns=contended_ns,
             mixed_passes=self.mixed,

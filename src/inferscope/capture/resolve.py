@@ -12,6 +12,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from inferscope.capture.busy import BusyTable, Kind, busy_of, on_device
 from inferscope.capture.calls import read_call, read_result
 from inferscope.capture.contention import TRAFFIC, overlap_ns, union
 from inferscope.capture.frames import UNREADABLE, Flag, Mark, Row
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable, Iterable, Sequence
 
+    from inferscope.capture.busy import OnDevice
     from inferscope.capture.calls import Call, Kept, Outcome, RawCall
     from inferscope.capture.contention import Interval
     from inferscope.capture.frames import Request
@@ -195,7 +197,9 @@ class RawRequest:
 
     def _begun(self) -> Resolver:
         if self._resolver is None:
-            self._resolver = Resolver(self.request.entered_ns, keep_samples=self.keep_samples)
+            self._resolver = Resolver(
+                self.request.entered_ns, keep_samples=self.keep_samples, known=busy_of(self.module())
+            )
             self._resolver.begin(self.request.started_ns)
         return self._resolver
 
@@ -206,13 +210,15 @@ class RawRequest:
 class Resolver:
     """Walks the marks of one request; memory is bounded whatever the length."""
 
-    def __init__(self, entered_ns: int, *, keep_samples: bool = False) -> None:
+    def __init__(self, entered_ns: int, *, keep_samples: bool = False, known: BusyTable | None = None) -> None:
         """Start at the entry of `generate`.
 
         Args:
             entered_ns: Clock reading there.
             keep_samples: Keep every pass, up to `SAMPLES_KEPT`.
+            known: What passes of this model were measured at on the device; what this request measures is added.
         """
+        self._known = known or BusyTable()
         self._origin_ns = entered_ns
         self._cursor_ns = entered_ns
         self._keep_samples = keep_samples
@@ -312,6 +318,7 @@ class Resolver:
 
     def _pass(self, row: Sequence[int]) -> None:
         entered, started, ended, left, q, past, batch, logits, flags, cpu_ns, *_ = row
+        flags &= ~Flag.PLUGGED
         self._flush_puts()
         if cpu_ns != UNREADABLE:
             self._read_cpu(entered, cpu_ns)
@@ -337,6 +344,7 @@ class Resolver:
             phase_name, PhaseSums(phase_name, began_ns)
         )
         cycle = self._cycle = Cycle(began_ns)
+        cycle.device = _on_device(phase_name, row, self._known)
         cycle.parts["select"] += spent_before
         self._self_ns += self._advance(started)
         inside_ns = self._advance(ended)
@@ -420,6 +428,7 @@ class Resolver:
             self._samples_dropped += 1
             return
         _, started, ended, _, q, past, batch, *_ = row
+        device = _on_device(name, row, None)
         self._samples.append(
             PassSample(
                 name=name,
@@ -428,6 +437,7 @@ class Resolver:
                 q_len=_known(q),
                 past_len=_known(past),
                 batch_size=_known(batch),
+                device=None if device is None else device.time(self._origin_ns),
             )
         )
 
@@ -467,6 +477,7 @@ class Resolver:
                 self._origin_ns,
                 wait_known=self._stops > 0,
                 contended_ns=contended_ns.get(phase.name),
+                known=self._known,
             )
             for phase in self._phases.values()
         )
@@ -608,6 +619,27 @@ def _in_time(chunks: Iterable[Sequence[int]], marks: Iterable[tuple[int, int, in
 # their facts few, so each combination is named once.
 _TELLING = (UNREADABLE, 0, 1)
 _MANY = 2
+
+
+def _on_device(phase: str, row: Sequence[int], known: BusyTable | None) -> OnDevice | None:
+    """A forward on the device; None where its events are not known. What was measured alone is added to `known`."""
+    events_ns = row[Row.DEVICE_NS]
+    if not events_ns:
+        return None
+    q, past, batch = row[Row.Q], row[Row.PAST], row[Row.BATCH]
+    told = UNREADABLE not in (q, past, batch)
+    one = on_device(
+        started_ns=row[Row.DEVICE_STARTED],
+        events_ns=events_ns,
+        ended_ns=row[Row.ENDED],
+        left_ns=row[Row.LEFT],
+        kind=Kind(phase, batch, q) if told else None,
+        context=past + q if told else 0,
+        plugged=bool(row[Row.FLAGS] & Flag.PLUGGED),
+    )
+    if one.plugged and one.kind is not None and known is not None:
+        known.add(one.kind, one.context, events_ns, "plug")
+    return one
 
 
 @lru_cache(maxsize=1024)

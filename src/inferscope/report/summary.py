@@ -210,7 +210,13 @@ def _measured_rows(phases: Sequence[PhaseRecord], wall_ns: int) -> tuple[_Row, .
         *rows,
         row("device at least", [duration_ns(p.device.low_ns if p.device else None) for p in phases], seen),
         row("device at most", [duration_ns(p.device.high_ns if p.device else None) for p in phases], seen),
+        *_lag_rows(phases),
     )
+
+
+def _lag_rows(phases: Sequence[PhaseRecord]) -> tuple[_Row, ...]:
+    lags = [None if phase.device is None else phase.device.lag_share for phase in phases]
+    return (_row("lag behind host", [percent(lag) for lag in lags], "measured"),) if any(lags) else ()
 
 
 def _mixed_rows(phases: Sequence[PhaseRecord]) -> tuple[_Row, ...]:

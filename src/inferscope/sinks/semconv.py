@@ -390,11 +390,28 @@ PHASE: tuple[Attribute[PhaseSubject], ...] = (
     ),
     Attribute("inferscope.self", "double", "s", "inferscope's own time between the phase's borders.", _own_s),
     Attribute(
-        "inferscope.device.time.low", "double", "s", "The device was waited for at least this long.",
+        "inferscope.device.time.low", "double", "s", "The device worked on forwards at least this long.",
         _seconds("phase.device.low_ns"),
     ),
     Attribute(
         "inferscope.device.time.high", "double", "s", "And at most this long.", _seconds("phase.device.high_ns")
+    ),
+    Attribute(
+        "inferscope.device.events", "double", "s", "From event to event, summed: not the time the device worked.",
+        _seconds("phase.device.events_ns"),
+    ),
+    Attribute(
+        "inferscope.device.lag", "double", "1",
+        "Part of that after the host had issued the pass (0..1): near 0 the host holds the device up.",
+        _get("phase.device.lag_share"),
+    ),
+    Attribute(
+        "inferscope.device.passes", "int", "{pass}", "Forwards that were timed on the device.",
+        _get("phase.device.passes"),
+    ),
+    Attribute(
+        "inferscope.device.start", "double", "s", "From the request's start to where the device began.",
+        _seconds("phase.device.start_ns"),
     ),
     Attribute("inferscope.launches", "int", "{launch}", "Kernels launched.", _get("phase.launches")),
     Attribute("inferscope.syncs", "int", "{sync}", "Host reads seen: a lower bound.", _get("phase.syncs")),

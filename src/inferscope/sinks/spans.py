@@ -155,7 +155,7 @@ class SpanSink:
         subject = semconv.RequestSubject(result=result, operation=self._operation)
         record = result.record
         # A viewer cuts off a child that reaches past its parent.
-        end_unix_ns = record.started_unix_ns + max([record.wall_ns, *(phase.end_ns for phase in record.phases)])
+        end_unix_ns = record.started_unix_ns + max([record.wall_ns, *(_end_ns(phase) for phase in record.phases)])
         try:
             root.set_attributes(values(semconv.REQUEST_END, subject))
             if record.status == "aborted":
@@ -204,13 +204,19 @@ class SpanSink:
                     semconv.WORST_PASS_EVENT, values(semconv.WORST_PASS, worst), timestamp=zero_unix_ns + moment_ns
                 )
         finally:
-            span.end(zero_unix_ns + phase.end_ns)
+            span.end(zero_unix_ns + _end_ns(phase))
 
     def _remember(self, request_id: str, context: SpanContext) -> None:
         with self._lock:
             self._contexts[request_id] = context
             while len(self._contexts) > _REMEMBERED:
                 self._contexts.popitem(last=False)
+
+
+def _end_ns(phase: PhaseRecord) -> int:
+    """Where a phase ends, from the request's start: on its device, where that worked on when the host had gone on."""
+    on_device_ns = phase.device.end_ns if phase.device is not None else None
+    return max(phase.end_ns, on_device_ns or 0)
 
 
 def asked_of(options: Mapping[str, Any]) -> RequestOptions:

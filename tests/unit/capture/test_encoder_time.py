@@ -35,7 +35,7 @@ class Course:
         return started
 
     def write(self, entered, started, ended, flags):
-        self.rows.extend((entered, started, ended, self.now, 4, 0, 1, 4, flags, UNREADABLE, 0, 0))
+        self.rows.extend((entered, started, ended, self.now, 4, 0, 1, 4, flags, UNREADABLE, 0, 0, 0, 0))
 
     def forward(self, duration, flags, encoders=()):
         entered = self.spend(OWN)

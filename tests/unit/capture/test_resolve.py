@@ -59,7 +59,7 @@ class Script:
         cpu, self.away_before = entered - self.away_before, self.away
         started = self.spend(duration)
         ended = self.spend(own)
-        row = (entered, started, ended, self.now, q, self.past, batch, 1, self.flags(first=first), cpu, 0, 0)
+        row = (entered, started, ended, self.now, q, self.past, batch, 1, self.flags(first=first), cpu, 0, 0, 0, 0)
         request = self.request
         request.rows[request.row : request.row + Row.WIDTH] = array("q", row)
         request.row += Row.WIDTH

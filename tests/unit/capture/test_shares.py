@@ -23,6 +23,7 @@ class Module:
 
 class Receiver:
     keep_samples = True
+    plug_every = 0
 
 
 MODULE = Module()

@@ -62,9 +62,11 @@ def full_result():
     phases = tuple(replace(phase, launches=301 * phase.passes, contended_ns=1_000) for phase in record.phases)
     # Only the first shares its passes: of a phase that does, the range does not say what was inferscope's own.
     prefill = replace(phases[0], mixed_passes=1, ledger=replace(phases[0].ledger, shared_ns=2_000))
+    spanned = {"passes": 15, "cycles_ns": 9_000, "events_ns": 4_000, "lag_ns": 1_000, "start_ns": 10, "end_ns": 20}
+    decode = replace(phases[1], device=replace(phases[1].device, **spanned))
     ledger = replace(record.ledger, queue_ns=3_000)
     counted = {"padding_tokens": 3, "drafted_tokens": 8, "accepted_tokens": 6}
-    result = make_result(record=replace(record, phases=(prefill, *phases[1:]), ledger=ledger, rank=0, **counted))
+    result = make_result(record=replace(record, phases=(prefill, decode), ledger=ledger, rank=0, **counted))
     verdicts = tuple(replace(p, shares=dict.fromkeys(BOUNDS, 1 / len(BOUNDS))) for p in result.diagnosis.phases)
     return replace(result, diagnosis=replace(result.diagnosis, phases=verdicts))
 
@@ -348,3 +350,13 @@ def test_ids_of_the_latest_requests_can_be_asked_for():
     assert int(trace_id, 16) == spans[44].context.trace_id
     assert int(span_id, 16) == spans[44].context.span_id
     assert sink.span_context(f"{299:016x}") == spans[299].context
+
+
+def test_a_phase_whose_device_works_on_ends_where_the_device_does(recorder):
+    record = make_record()
+    prefill, decode = record.phases
+    late_ns = record.wall_ns + 5_000
+    device = DeviceTime(low_ns=1, high_ns=2, provenance="bound", start_ns=decode.start_ns, end_ns=late_ns)
+    result = make_result(record=replace(record, phases=(prefill, replace(decode, device=device))))
+    _, last, root = recorder.emit(result)
+    assert last.end_time == root.end_time == record.started_unix_ns + late_ns

@@ -31,13 +31,28 @@ from inferscope.records import (
 )
 from inferscope.samples import GpuReading, GpuSample
 from inferscope.specs import Ceiling, DeviceSpec, ModelSpec, monomials
+from inferscope.testing.timeline import Timeline, read_timeline, timeline_of, write_timeline
+from inferscope.testing.twin import DeviceTwin, FakeClock, TwinEvents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from inferscope.analysis.verdict import Bound
 
-__all__ = ["CapturingSink", "ReplayedGpus", "make_gpu_sample", "make_record", "make_result"]
+__all__ = [
+    "CapturingSink",
+    "DeviceTwin",
+    "FakeClock",
+    "ReplayedGpus",
+    "Timeline",
+    "TwinEvents",
+    "make_gpu_sample",
+    "make_record",
+    "make_result",
+    "read_timeline",
+    "timeline_of",
+    "write_timeline",
+]
 
 _SETUP_NS = 1_900_000
 _TAIL_NS = 45_000
