@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from inferscope.capture.resolve import Begun
+    from inferscope.capture.seams import Seam, Wrap
 
     Method = Callable[..., Any]
-    Wrap = Callable[[type, Any], Method]
     Begin = Callable[[object, int, Mapping[str, Any]], tuple[str, tuple[tuple[Any, Begun], ...]] | None]
 
 __all__ = ["LOOPS", "seams"]
@@ -61,7 +61,7 @@ class _Here(threading.local):
 _here = _Here()
 
 
-def seams(begin: Begin, is_traced: Callable[[object], bool]) -> list[tuple[type, str, Wrap]]:
+def seams(begin: Begin, is_traced: Callable[[object], bool]) -> list[Seam]:
     """Where continuous batching of this version of transformers can be wrapped: (class, attribute, what wraps it).
 
     Args:
@@ -90,7 +90,7 @@ def seams(begin: Begin, is_traced: Callable[[object], bool]) -> list[tuple[type,
         ("input_outputs", "ContinuousBatchingIOs", "retrieve_device_outputs", _around_read),
         ("input_outputs", "ContinuousBatchingAsyncIOs", "prepare_batch_update", _around_read),
     )
-    found: list[tuple[type, str, Wrap]] = []
+    found: list[Seam] = []
     for place, owner_name, name, wrap in wraps:
         owner = _class(place, owner_name)
         if owner is None or name not in vars(owner):
