@@ -20,7 +20,7 @@ import opentelemetry.trace
 import wrapt
 
 from inferscope import notices
-from inferscope.capture import continuous, seams
+from inferscope.capture import continuous, seams, versions
 from inferscope.capture.calls import hold, hold_result, is_assistant, prompt_len
 from inferscope.capture.companions import ASSISTANT, ENCODER, Companions, companions_of, encoded, note_encoded
 from inferscope.capture.contention import TRAFFIC
@@ -145,10 +145,6 @@ class _Opened(NamedTuple):
     inner_prompt_len: int | None = None
 
 
-_DRAFT_LAYERS = "MtpModel"
-"""The class of layers with which some models draft for themselves: `generate` makes one that nobody else knows."""
-
-
 def attach(model: object, receiver: Receiver) -> Attachment:
     """Observe every `generate` of a model.
 
@@ -229,34 +225,42 @@ def active_requests() -> bool:
 
 def _seams(model_class: type) -> list[Seam]:
     """Where transformers of this version can be wrapped: (class, attribute, what makes the wrap)."""
-    wraps: dict[str, Wrap] = {
-        "generate": lambda _owner, original: wrapt.FunctionWrapper(original, _around_generate),
-        "_prefill": lambda _owner, original: wrapt.FunctionWrapper(original, _around_prefill),
-        "_prefill_chunking": lambda _owner, original: wrapt.FunctionWrapper(original, _around_prefill),
-        "_assisted_decoding": lambda _owner, original: wrapt.FunctionWrapper(original, _around_assisted),
-        "get_compiled_call": lambda _owner, original: wrapt.FunctionWrapper(original, _around_compiled_call),
+    place = versions.GENERATION
+    on_model: dict[str, Wrap] = {
+        "generate": _calling(_around_generate),
+        "prefill": _calling(_around_prefill),
+        "chunks": _calling(_around_chunks),
+        "assisted": _calling(_around_assisted),
+        "compiled": _calling(_around_compiled_call),
     }
-    found: list[Seam] = [
-        (owner, name, wrap) for owner in model_class.__mro__ for name, wrap in wraps.items() if name in owner.__dict__
-    ]
+    if versions.waits_inline():
+        on_model["stop, inline"] = _timed_inline_check
+    on_classes: dict[str, Wrap] = {
+        "stop": _timed_stop_check,
+        "streamer": _calling(_around_streamer_init),
+        "guidance": _calling(_around_side_pass),
+        "draft layers": _watched_call,
+    }
+    found = [(owner, place[key].name, wrap) for key, wrap in on_model.items() for owner in _definers(model_class, key)]
     found.append((model_class, "__call__", _watched_call))
-    for place, owner_name, name, wrap in (
-        ("transformers.generation.utils", "StopCheck", "__call__", _timed_stop_check),  # before 5.x: read inline
-        ("transformers.generation.streamers", "TextStreamer", "__init__", _remembering_init),
-        (
-            "transformers.generation.logits_process",
-            "UnbatchedClassifierFreeGuidanceLogitsProcessor",
-            "get_unconditional_logits",
-            _watched_side_pass,
-        ),
-        ("transformers.modeling_layers", _DRAFT_LAYERS, "__call__", _watched_call),
-        # What torch.compile made of a model before we came holds the bare `__call__`: it is watched from outside.
-        ("torch._dynamo.eval_frame", "OptimizedModule", "__call__", _watched_call),
-    ):
-        owner = getattr(seams.loaded(place), owner_name, None)
+    for key, wrap in on_classes.items():
+        owner = versions.found(place[key], load=True)
         if owner is not None:
-            found.append((owner, name, wrap))
+            found.append((owner, place[key].name, wrap))
+    # What torch.compile made of a model before we came holds the bare `__call__`: it is watched from outside.
+    compiled = getattr(seams.loaded("torch._dynamo.eval_frame"), "OptimizedModule", None)
+    if compiled is not None:
+        found.append((compiled, "__call__", _watched_call))
     return [*found, *continuous.seams(_begin_queued, _registry.__contains__)]
+
+
+def _definers(model_class: type, key: str) -> Iterator[type]:
+    """The classes of a model that define a method of this place."""
+    return (owner for owner in model_class.__mro__ if versions.GENERATION[key].name in owner.__dict__)
+
+
+def _calling(around: Callable[..., Any]) -> Wrap:
+    return lambda _owner, original: wrapt.FunctionWrapper(original, around)
 
 
 def _all_seams(module: object, companions: Companions) -> Iterator[Seam]:
@@ -280,10 +284,6 @@ def _bring(companions: Companions, instance: torch.nn.Module, assistant: object)
             companions.update(companions_of(module))
             companions[module] = ASSISTANT
             seams.wrap(_all_seams(module, companions))
-
-
-def _remembering_init(_owner: type, original: Any) -> Any:  # noqa: ANN401 - a function
-    return wrapt.FunctionWrapper(original, _around_streamer_init)
 
 
 def _watched_call(owner: type, original: Any) -> Callable[..., Any]:  # noqa: ANN401 - a function, or nothing
@@ -317,7 +317,7 @@ def _other_frame(frame: Frame | None, module: object) -> Frame | None:
         role = request.companions.get(module)
         if role == ENCODER:
             return frame.other(module, Flag.ENCODE) if request.in_pass != ENCODING else None
-        drafts = role is not None or (frame.flags & Flag.ASSISTED and type(module).__name__ == _DRAFT_LAYERS)
+        drafts = role is not None or (frame.flags & Flag.ASSISTED and type(module).__name__ == versions.DRAFT_LAYERS)
         if request.in_pass or not (drafts or module in _registry):
             return None
         return frame.other(module, frame.flags | Flag.FOREIGN)
@@ -359,6 +359,37 @@ def _around_prefill(
     return _flagged(frame, Flag.IN_PREFILL, wrapped, args, kwargs)
 
 
+def _around_chunks(
+    wrapped: Any,  # noqa: ANN401 - a bound method
+    instance: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:  # noqa: ANN401 - the arguments to go on with
+    """A prefill in chunks that calls the model's `forward` itself: it is given one that is watched."""
+    frame = _current()
+    if frame is None or frame.module is not instance:
+        return wrapped(*args, **kwargs)
+    try:
+        below = SimpleNamespace(__call__=lambda _self, *args, **kwargs: instance.forward(*args, **kwargs))
+        chunked = functools.partial(wrapped.__func__, _WatchedForward(instance, _watched(below)))
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        _step_aside(frame, error)
+        return wrapped(*args, **kwargs)
+    return _flagged(frame, Flag.IN_PREFILL, chunked, args, kwargs)
+
+
+class _WatchedForward(wrapt.ObjectProxy[Any]):
+    """The model, as the function that fills its cache chunk by chunk sees it."""
+
+    def __init__(self, module: torch.nn.Module, call: Callable[..., Any]) -> None:
+        super().__init__(module)
+        self._self_call = functools.partial(call, module)
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        return self._self_call
+
+
 def _around_assisted(
     wrapped: Callable[..., Any], instance: object, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - what generate returns
@@ -366,10 +397,6 @@ def _around_assisted(
     if frame is None or frame.module is not instance:
         return wrapped(*args, **kwargs)
     return _flagged(frame, Flag.ASSISTED, wrapped, args, kwargs)
-
-
-def _watched_side_pass(_owner: type, original: Any) -> Any:  # noqa: ANN401 - a function
-    return wrapt.FunctionWrapper(original, _around_side_pass)
 
 
 def _around_side_pass(
@@ -438,6 +465,20 @@ def _timed_stop_check(_owner: type, original: Callable[..., Any]) -> Callable[..
                 _step_aside(frame, error)
 
     return stop_check
+
+
+def _timed_inline_check(owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for versions whose loop reads on the host by itself whether it is over."""
+    timed = _timed_stop_check(owner, original)
+
+    @functools.wraps(original)
+    def inline_check(self: object, over: object, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passed through
+        # The first question comes before the first token.
+        if over is False or _current() is None or not versions.called_in_token_loop():
+            return original(self, over, *args, **kwargs)
+        return timed(self, over, *args, **kwargs)
+
+    return inline_check
 
 
 class TimedStreamer(wrapt.ObjectProxy[Any]):

@@ -392,8 +392,9 @@ class Resolver:
         self._cpu_read = (at_ns, cpu_ns)
 
     def _stop(self, started: int, ended: int) -> None:
-        puts = self._pending_puts
-        self._pending_puts = []
+        puts = [put for put in self._pending_puts if put[0] >= started]
+        self._pending_puts = [put for put in self._pending_puts if put[0] < started]
+        self._flush_puts()  # of a loop that hands tokens over before it asks whether it is over
         if puts and self._first_put_ns is None and self._passes:
             self._first_put_ns = puts[0][0]
         self._place("select", self._advance(started))
