@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-matrix lint format bench clean
 
 demo: $(STAMP)
 	$(BIN)/inferscope demo $(DEMO_FLAGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Each supported version of transformers in an environment of its own under .matrix/; a quarter of an hour.
+test-matrix: $(STAMP)
+	$(BIN)/python benchmarks/matrix.py
+	$(BIN)/python benchmarks/tables.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -38,4 +43,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) inferscope-out .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .matrix inferscope-out .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -27,6 +27,7 @@ __all__ = [
     "Place",
     "called_in_token_loop",
     "found",
+    "is_empty",
     "ready_for_shapes",
     "waits_inline",
 ]
@@ -35,6 +36,7 @@ _UTILS = "transformers.generation.utils"
 _BATCHING = "transformers.generation.continuous_batching"
 DRAFT_LAYERS = "MtpModel"
 """The class of layers with which some models draft for themselves: `generate` makes one that nobody else knows."""
+_KEY_DIMS = 4
 _TOKEN_LOOP = "_sample"  # noqa: S105 - a name of transformers
 
 
@@ -136,6 +138,12 @@ def called_in_token_loop(depth: int = 2) -> bool:
     Beams and assisted decoding ask the same question after several tokens, or none.
     """
     return sys._getframe(depth).f_code.co_name == _TOKEN_LOOP  # noqa: SLF001 - as inspect does, at a tenth of its cost
+
+
+def is_empty(cache: object) -> bool:
+    """Whether a cache holds nothing, whatever it says: an old one of attention and states counts its rows then."""
+    kept = getattr(cache, "__dict__", {}).get("key_cache")
+    return isinstance(kept, list) and bool(kept) and all(keys.dim() < _KEY_DIMS for keys in kept)
 
 
 def ready_for_shapes(twin: torch.nn.Module) -> None:
