@@ -36,7 +36,6 @@ AREAS = {
     "test_modes_encoders": "encoders, sound, images",
     "test_modes_assisted": "assisted decoding",
     "test_loops": "hand-written loops",
-    "test_wrappers": "torch.compile, DDP, tensor parallel, PEFT, quantised weights",
     "test_continuous_batching": "continuous batching",
     "test_concurrency": "threads, asyncio, processes",
     "test_cost_exact": "cost: operations and bytes of a forward",

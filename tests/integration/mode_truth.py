@@ -144,6 +144,8 @@ def _called_by(role, past):
     # Before 5.0 the second one takes all but the last token of the prompt.
     filling = running.get("_prefill", running.get("_prefill_chunking"))
     if filling is not None:
+        if filling["generation_config"].prefill_chunk_size is None:
+            return "prefill"
         return "prefill/chunk" if filling.get("chunk_idx", filling.get("past_length", 0)) > 0 else "prefill"
     if "_assisted_decoding" in running:
         return "prefill" if running["_assisted_decoding"]["is_first_iteration"] else "verify"

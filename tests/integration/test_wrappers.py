@@ -15,8 +15,6 @@ import torch
 import inferscope
 from conftest import build_llama
 
-pytestmark = pytest.mark.capture
-
 EXPECTED = [("prefill", 9, 0, 1), *(("decode", 1, past, 1) for past in range(9, 13))]
 
 
