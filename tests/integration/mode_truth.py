@@ -130,7 +130,7 @@ def _past(model, given, q, sums):
         return past
 
 
-def _called_by(role, past):
+def _called_by(role, past):  # noqa: PLR0911 - one return per function of transformers
     """The name of a forward, from the functions of transformers that are running."""
     running = {}
     frame = sys._getframe(2)

@@ -289,7 +289,7 @@ def _around_loop(_owner: type, original: Any) -> Method:  # noqa: ANN401 - a met
         finally:
             loop = _loop_of(self)
             if loop is not None:
-                fatal = getattr(getattr(self, "background_thread_status", None), "fatal_error", None)
+                fatal = versions.fatal_error(self)
                 loop.safely(loop.end, "stopped" if fatal is None else type(fatal).__qualname__)
 
     return _run_generation_loop

@@ -26,6 +26,7 @@ __all__ = [
     "GENERATION",
     "Place",
     "called_in_token_loop",
+    "fatal_error",
     "found",
     "is_empty",
     "ready_for_shapes",
@@ -144,6 +145,15 @@ def is_empty(cache: object) -> bool:
     """Whether a cache holds nothing, whatever it says: an old one of attention and states counts its rows then."""
     kept = getattr(cache, "__dict__", {}).get("key_cache")
     return isinstance(kept, list) and bool(kept) and all(keys.dim() < _KEY_DIMS for keys in kept)
+
+
+def fatal_error(manager: Any) -> BaseException | None:  # noqa: ANN401 - transformers' class
+    """What ended the loop of a manager; None where it was stopped. Kept in its status, or in the manager itself."""
+    for holder in (getattr(manager, "background_thread_status", None), manager):
+        error = getattr(holder, "fatal_error", None)
+        if isinstance(error, BaseException):
+            return error
+    return None
 
 
 def ready_for_shapes(twin: torch.nn.Module) -> None:
