@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from inferscope.capture import intercept
-from inferscope.capture.resolve import Begun
+from inferscope.capture.requests import Begun
 from inferscope.specs import ModelSpec
 
 

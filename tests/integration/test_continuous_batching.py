@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import os
 import re
 import sys
 import time
@@ -78,7 +79,7 @@ class Server:
 
     def wait(self, count):
         """Wait for results until so many requests have come to an end."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + (10 if "OLDER_TRANSFORMERS" in os.environ else 60)
         while len(self.finished) < count and time.monotonic() < deadline:
             output = self.manager.get_result(timeout=0.2)
             if output is not None:

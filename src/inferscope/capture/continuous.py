@@ -25,7 +25,7 @@ from inferscope.records import RequestOptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from inferscope.capture.resolve import Begun
+    from inferscope.capture.requests import Begun
     from inferscope.capture.seams import Seam, Wrap
 
     Method = Callable[..., Any]

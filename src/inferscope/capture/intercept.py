@@ -27,7 +27,7 @@ from inferscope.capture.contention import TRAFFIC
 from inferscope.capture.forward import watched
 from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Inner, Mark, Request
 from inferscope.capture.loops import LoopFrame, Loops
-from inferscope.capture.resolve import RawRequest, new_request_id, restart_request_ids
+from inferscope.capture.requests import RawRequest, new_request_id, restart_request_ids
 from inferscope.errors import NotAModelError
 from inferscope.meters.clock import SystemClock
 from inferscope.meters.host import GcMeter
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from inferscope.capture.resolve import Begun, Finished
+    from inferscope.capture.requests import Begun, Finished
     from inferscope.capture.seams import Seam, Wrap
     from inferscope.meters.clock import Clock
 
