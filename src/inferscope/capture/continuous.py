@@ -1,4 +1,4 @@
-"""Continuous batching of transformers: where its loop can be watched. Everything that names a part of it stands here.
+"""Continuous batching of transformers: what happens where its loop is watched. versions.py says where that is.
 
 There is no `generate` and no frame of it: requests are added to a manager, by any thread, and a background thread
 schedules some of them, runs one forward for all of these, and takes their tokens in. The wraps stand on the classes.
