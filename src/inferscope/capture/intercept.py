@@ -1,8 +1,9 @@
 """Attaching to a model: wraps on its classes, gated by a registry of the modules that are traced.
 
-What is wrapped stands in versions.py, how in seams.py; here is what happens there. Nothing is put on the module itself, so that a traced model
-can still be copied, pickled, moved, compiled and freed, and is the same model afterwards. `module.forward` is never
-replaced: that breaks deepcopy, pickle, accelerate's own hook and transformers' look at the forward's signature.
+What is wrapped stands in versions.py, how in seams.py; here is what happens there. Nothing is put on the module itself,
+so that a traced model can still be copied, pickled, moved, compiled and freed, and is the same model afterwards.
+`module.forward` is never replaced: that breaks deepcopy, pickle, accelerate's own hook and transformers' look at the
+forward's signature.
 """
 
 from __future__ import annotations
