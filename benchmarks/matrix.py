@@ -133,9 +133,18 @@ def main() -> int:
     kept = json.loads(RESULT.read_text(encoding="utf-8"))["results"] if RESULT.exists() else {}
     for version in asked:
         python_of(version)
+    failures = Counter[str]()
     with ThreadPoolExecutor(2) as pool:
-        done = dict(zip(asked, pool.map(run, asked), strict=True))
-    results = {version: found for version in (*OLDER, newest) if (found := {**kept, **done}.get(version))}
+        for version, found in zip(asked, pool.map(run, asked), strict=True):
+            kept[version] = found
+            failures[version] = sum(len(area["failed"]) for area in found["areas"].values())
+            write({each: kept[each] for each in (*OLDER, newest) if each in kept})
+    print(dict(failures))
+    return 1 if failures.total() else 0
+
+
+def write(results: dict[str, Any]) -> None:
+    """What is known so far."""
     machine = {
         "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
         "python": platform.python_version(),
@@ -144,11 +153,6 @@ def main() -> int:
     }
     document = {"machine": machine, "titles": AREAS, "results": results}
     RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    failures = Counter(
-        {version: sum(len(each["failed"]) for each in results[version]["areas"].values()) for version in asked}
-    )
-    print(dict(failures))
-    return 1 if failures.total() else 0
 
 
 if __name__ == "__main__":
