@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 
-.PHONY: demo test test-ray lint format bench gpu clean
+.PHONY: demo test test-matrix test-ray lint format bench gpu clean
 
 demo: $(STAMP)
 	$(BIN)/inferscope demo $(DEMO_FLAGS)
@@ -17,6 +17,11 @@ test: $(STAMP)
 test-ray: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest tests/integration/test_example_ray.py
+
+# Each supported version of transformers in an environment of its own under .matrix/; a quarter of an hour.
+test-matrix: $(STAMP)
+	$(BIN)/python benchmarks/matrix.py
+	$(BIN)/python benchmarks/tables.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -48,4 +53,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) inferscope-out .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .matrix inferscope-out .mypy_cache .ruff_cache .import_linter_cache .hypothesis

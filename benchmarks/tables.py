@@ -15,8 +15,12 @@ from typing import Any
 import jinja2
 
 HERE = Path(__file__).parent
-DOCS = HERE.parent / "docs" / "explanation"
-PAGES = {"overhead.md": "overhead-cpu", "accuracy.md": "verdicts-cpu"}
+DOCS = HERE.parent / "docs"
+PAGES = {
+    "explanation/overhead.md": "overhead-cpu",
+    "explanation/accuracy.md": "verdicts-cpu",
+    "reference/versions.md": "matrix",
+}
 
 
 def machine(facts: dict[str, Any]) -> str:
@@ -44,6 +48,26 @@ def shares(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * value:.0f} %" for name, value in values.items() if round(100 * value))
 
 
+def outcome(area: dict[str, Any]) -> str:
+    """How the tests of an area ended in one version."""
+    parts = [f"{area['passed']} passed"] if area["passed"] else []
+    parts += [f"{len(area[kind])} {kind}" for kind in ("failed", "skipped") if area[kind]]
+    return ", ".join(parts) or "none"
+
+
+def exceptions(results: dict[str, Any]) -> list[dict[str, str]]:
+    """Each test that did not pass somewhere: the versions, and why."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for version, facts in results.items():
+        for area in facts["areas"].values():
+            for kind in ("failed", "skipped"):
+                for name, reason in area[kind].items():
+                    said = reason.replace(f"transformers {version}", "transformers").replace("|", "\\|")
+                    found.setdefault((kind, name.replace("|", "\\|"), said), []).append(version)
+    rows = ((kind, name, reason, ", ".join(versions)) for (kind, name, reason), versions in sorted(found.items()))
+    return [dict(zip(("kind", "name", "reason", "versions"), row, strict=True)) for row in rows]
+
+
 def page(name: str) -> str:
     """One page as the results say."""
     data = json.loads((HERE / "results" / f"{PAGES[name]}.json").read_text(encoding="utf-8"))
@@ -54,7 +78,10 @@ def page(name: str) -> str:
         autoescape=False,  # noqa: S701 - Markdown from our own numbers
     )
     environment.globals.update(difference=difference, median=statistics.median, tally=tally, shares=shares)
-    return environment.get_template(f"{name}.j2").render(results=data["results"], machine=machine(data["machine"]))
+    environment.globals.update(outcome=outcome, exceptions=exceptions, titles=data.get("titles"))
+    # The matrix says nothing about speed, and so nothing about the machine's.
+    where = data["machine"] if "titles" in data else machine(data["machine"])
+    return environment.get_template(f"{Path(name).name}.j2").render(results=data["results"], machine=where)
 
 
 def main() -> int:

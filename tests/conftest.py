@@ -45,9 +45,9 @@ def _host_state() -> dict[str, object]:
         "gc.callbacks": [call for call in gc.callbacks if "inferscope" in type(call).__module__ + str(call)]
     }
     if "inferscope.capture.intercept" in sys.modules:
-        from inferscope.capture import frames, intercept  # noqa: PLC0415
+        from inferscope.capture import frames, intercept, seams  # noqa: PLC0415
 
-        state["wraps"] = list(intercept._wraps)
+        state["wraps"] = list(seams._wraps)
         state["traced"] = len(intercept._registry)
         state["running"] = intercept.active_requests()
         state["frame"] = frames.CURRENT.get()

@@ -31,7 +31,7 @@ from inferscope.analysis import diagnosis, verdict
 from inferscope.analysis.findings import find
 from inferscope.capture import intercept, introspect
 from inferscope.capture.frames import CURRENT
-from inferscope.capture.resolve import Begun
+from inferscope.capture.requests import Begun
 from inferscope.errors import CostUnavailableError, InferscopeError, NotAModelError, SettingError
 from inferscope.hardware import calibration, probe
 from inferscope.pipeline import Pipeline
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from inferscope.analysis.cost import PassCost
-    from inferscope.capture.resolve import Finished
+    from inferscope.capture.requests import Finished
     from inferscope.records import GenerationRecord
     from inferscope.sinks.base import Sink
     from inferscope.specs import CostTerms

@@ -19,6 +19,8 @@ import inferscope
 from conftest import build_llama
 from inferscope.sinks.spans import SpanSink
 
+pytestmark = pytest.mark.capture
+
 
 class Spans:
     """A provider of the application's own, and what it was sent."""

@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from inferscope.analysis.cost import fit, pass_cost
 from inferscope.capture.introspect import count, describe
 
+pytestmark = pytest.mark.capture
+
 transformers = pytest.importorskip("transformers")
 
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -9,6 +9,8 @@ import torch
 
 import inferscope
 
+pytestmark = pytest.mark.capture
+
 PROMPT = 9
 
 

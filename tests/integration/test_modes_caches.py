@@ -5,9 +5,11 @@ from __future__ import annotations
 import mode_models
 import pytest
 import torch
-from mode_truth import Forward, checked, decodes, observed, passes_of, prompt
+from mode_truth import Forward, checked, decodes, last_chunk, observed, passes_of, prompt
 
 from inferscope.capture.lengths import UNREADABLE, cached_tokens, expect_length, remember_length
+
+pytestmark = pytest.mark.capture
 
 PLAIN = [Forward("prefill", 9, 0, 1), *decodes(9, 4)]
 
@@ -29,9 +31,8 @@ def test_a_cache_that_generate_makes(name, kind):
 
 @pytest.mark.parametrize("backend", ["quanto", "hqq"])
 def test_a_quantised_cache(backend):
-    options = quantised(backend)
     model = mode_models.decoder("llama")
-    _, seen = checked(model, lambda: model.generate(prompt(), max_new_tokens=5, **options))
+    _, seen = checked(model, lambda: model.generate(prompt(), max_new_tokens=5, **quantised(backend)))
     assert seen == PLAIN
 
 
@@ -50,7 +51,7 @@ def test_chunks_into_a_static_cache():
     model = mode_models.decoder("llama")
     options = {"cache_implementation": "static", "prefill_chunk_size": 4}
     _, seen = checked(model, lambda: model.generate(prompt(), max_new_tokens=3, **options))
-    chunks = [Forward("prefill", 4, 0, 1), Forward("prefill/chunk", 4, 4, 1), Forward("prefill/chunk", 1, 8, 1)]
+    chunks = [Forward("prefill", 4, 0, 1), Forward("prefill/chunk", 4, 4, 1), last_chunk(1, 8)]
     assert seen == [*chunks, *decodes(9, 2)]
 
 
@@ -138,6 +139,25 @@ class _Cache:
         return self.length
 
 
+class _Fresh:
+    """A cache that works its length out anew whenever it is asked, as static ones before 5.x do."""
+
+    def get_seq_length(self):
+        return _DeviceCounter(0)
+
+
+def test_a_length_that_is_no_counter_says_nothing():
+    assert cached_tokens(_Fresh()) == UNREADABLE
+
+
+def test_an_empty_cache_of_attention_and_states_holds_no_tokens():
+    cache = _Cache(3)
+    cache.key_cache = [torch.zeros(3, 0), torch.zeros(3, 0)]  # before 5.2: it would count its rows
+    assert cached_tokens(cache) == 0
+    cache.key_cache[1] = torch.zeros(3, 2, 3, 8)
+    assert cached_tokens(cache) == 3
+
+
 def test_a_counter_on_a_device_is_never_read():
     fresh, used = _Cache(_DeviceCounter(0)), _Cache(_DeviceCounter(4))
     assert cached_tokens(fresh) == 0
@@ -174,6 +194,8 @@ def test_the_counter_of_a_static_cache_changes_once_per_forward(transformers):
         for length in (9, 1, 4):
             model(prompt(length), past_key_values=cache)
             versions.append(cache.get_seq_length()._version)
+    if cache.get_seq_length() is not cache.get_seq_length():
+        pytest.skip("in this version of transformers a static cache keeps no counter")
     assert versions == [1, 2, 3]
     assert cached_tokens(cache) == 14
     cache.reset()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import mode_models
 import pytest
 import torch
-from mode_truth import Forward, checked, decodes, observed, passes_of, prompt, true_forwards
+from mode_truth import Forward, bare, checked, decodes, last_chunk, observed, passes_of, prompt, true_forwards
+
+pytestmark = pytest.mark.capture
 
 NEW = 5
 
@@ -36,7 +40,7 @@ MODES = {
         [
             Forward("prefill", 4, 0, 1),
             Forward("prefill/chunk", 4, 4, 1),
-            Forward("prefill/chunk", 1, 8, 1),
+            last_chunk(1, 8),
             *decodes(9, 4),
         ],
     ),
@@ -108,6 +112,8 @@ def test_a_state_that_does_not_say_how_much_it_has_read():
 def test_a_recurrent_model_goes_on_with_its_state():
     model = mode_models.decoder("mamba")
     first = model.generate(prompt(), max_new_tokens=3, return_dict_in_generate=True)
+    if first.past_key_values is None:
+        pytest.skip("this version of transformers gives no recurrent state back")
     with observed(model) as taken:
         model.generate(first.sequences, cache_params=first.past_key_values, max_new_tokens=2)
     (record,) = taken.records
@@ -163,13 +169,14 @@ def test_rows_of_different_length_are_padded_and_that_is_counted():
 def test_a_mask_over_what_is_cached_does_not_count_it_again(transformers):
     model, cache = mode_models.decoder("llama"), transformers.DynamicCache()
     first = model.generate(prompt(), past_key_values=cache, max_new_tokens=4)
+
+    def go_on(held):
+        ids, mask = torch.cat([first[:, -1:], prompt(3)], dim=1), torch.ones(1, 12 + 4, dtype=torch.long)
+        return model.generate(ids, past_key_values=held, attention_mask=mask, max_new_tokens=1)
+
+    bare(lambda: go_on(copy.deepcopy(cache)))
     with observed(model) as taken:
-        model.generate(
-            torch.cat([first[:, -1:], prompt(3)], dim=1),
-            past_key_values=cache,
-            attention_mask=torch.ones(1, 12 + 4, dtype=torch.long),
-            max_new_tokens=1,
-        )
+        go_on(cache)
     (record,) = taken.records
     assert (record.input_tokens, record.padding_tokens, record.output_tokens) == (4, 0, 1)
 

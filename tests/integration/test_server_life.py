@@ -19,7 +19,7 @@ import torch
 
 import inferscope
 from conftest import build_llama
-from inferscope.capture import intercept
+from inferscope.capture import seams
 
 
 def test_instrument_stays_until_removed(llama, prompt):
@@ -150,7 +150,7 @@ def test_a_thousand_cycles_leave_nothing(llama, prompt):
     finally:
         tracemalloc.stop()
     assert grown < 64_000  # 64 bytes per cycle would be a leak
-    assert not intercept._wraps
+    assert not seams._wraps
 
 
 # What torch and transformers say of themselves while they are imported is theirs; everything else is an error where

@@ -15,7 +15,7 @@ from inferscope.capture.frames import Row
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from inferscope.capture.resolve import RawRequest
+    from inferscope.capture.requests import RawRequest
 
 __all__ = ["TRAFFIC", "Interval", "Traffic", "overlap_ns", "union"]
 

@@ -1,4 +1,4 @@
-"""Continuous batching of transformers: where its loop can be watched. Everything that names a part of it stands here.
+"""Continuous batching of transformers: what happens where its loop is watched. versions.py says where that is.
 
 There is no `generate` and no frame of it: requests are added to a manager, by any thread, and a background thread
 schedules some of them, runs one forward for all of these, and takes their tokens in. The wraps stand on the classes.
@@ -9,13 +9,13 @@ only while the manager's model is traced. What happens is told to batcher.py; sh
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inferscope import notices
+from inferscope.capture import versions
 from inferscope.capture.batcher import CHILD, Batcher, Batchers, muted
 from inferscope.capture.frames import CURRENT
 from inferscope.capture.shares import SharedRequest
@@ -25,16 +25,15 @@ from inferscope.records import RequestOptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from inferscope.capture.resolve import Begun
+    from inferscope.capture.requests import Begun
+    from inferscope.capture.seams import Seam, Wrap
 
     Method = Callable[..., Any]
-    Wrap = Callable[[type, Any], Method]
     Begin = Callable[[object, int, Mapping[str, Any]], tuple[str, tuple[tuple[Any, Begun], ...]] | None]
 
 __all__ = ["LOOPS", "seams"]
 
 LOOPS = Batchers()
-_PLACE = "transformers.generation.continuous_batching"
 _MUTED = muted()
 _OPTIONS = ("temperature", "top_p", "top_k")
 _now = SystemClock().now_ns
@@ -61,7 +60,7 @@ class _Here(threading.local):
 _here = _Here()
 
 
-def seams(begin: Begin, is_traced: Callable[[object], bool]) -> list[tuple[type, str, Wrap]]:
+def seams(begin: Begin, is_traced: Callable[[object], bool]) -> list[Seam]:
     """Where continuous batching of this version of transformers can be wrapped: (class, attribute, what wraps it).
 
     Args:
@@ -72,38 +71,31 @@ def seams(begin: Begin, is_traced: Callable[[object], bool]) -> list[tuple[type,
     Returns:
         Nothing where it is not loaded; where it has other seams, what says so once.
     """
-    manager = _class("continuous_api", "ContinuousBatchingManager")
+    places = versions.CONTINUOUS
+    manager = versions.found(places["add"])
     if manager is None:
         return []
-    wraps: tuple[tuple[str, str, str, Wrap], ...] = (
-        ("continuous_api", "ContinuousBatchingManager", "add_request", _around_add(begin)),
-        ("continuous_api", "ContinuousBatchingManager", "cancel_request", _around_cancel),
-        ("continuous_api", "ContinuousBatchingManager", "_run_generation_loop", _around_loop),
-        ("continuous_api", "ContinuousBatchProcessor", "prepare_next_batch", _around_prepare),
-        ("continuous_api", "ContinuousBatchProcessor", "_generation_step", _around_pass),
-        ("continuous_api", "ContinuousBatchProcessor", "update_batch", _around_update),
-        ("continuous_api", "ContinuousBatchProcessor", "_handle_request_error", _around_failure),
-        ("continuous_api", "ContinuousBatchProcessor", "warmup", _unrecorded),
-        ("continuous_api", "OutputRouter", "deliver_batch", _around_delivery),
-        ("requests", "RequestState", "__init__", _around_state),
-        ("input_outputs", "ContinuousBatchingIOs", "prepare_batch_update", _around_read),
-        ("input_outputs", "ContinuousBatchingIOs", "retrieve_device_outputs", _around_read),
-        ("input_outputs", "ContinuousBatchingAsyncIOs", "prepare_batch_update", _around_read),
-    )
-    found: list[tuple[type, str, Wrap]] = []
-    for place, owner_name, name, wrap in wraps:
-        owner = _class(place, owner_name)
-        if owner is None or name not in vars(owner):
-            unseen = {"add_request": _unseen(is_traced), "_run_generation_loop": _unrecorded}
-            return [(manager, name, wrap) for name, wrap in unseen.items() if name in vars(manager)]
-        found.append((owner, name, wrap))
-    return found
-
-
-def _class(place: str, name: str) -> type | None:
-    """A class of transformers, where that part of it is loaded: a model brings it along."""
-    found = getattr(sys.modules.get(f"{_PLACE}.{place}"), name, None)
-    return found if isinstance(found, type) else None
+    wraps: dict[str, Wrap] = {
+        "add": _around_add(begin),
+        "cancel": _around_cancel,
+        "loop": _around_loop,
+        "prepare": _around_prepare,
+        "pass": _around_pass,
+        "update": _around_update,
+        "failure": _around_failure,
+        "warmup": _unrecorded,
+        "delivery": _around_delivery,
+        "state": _around_state,
+        "read": _around_read,
+        "read, outputs": _around_read,
+        "read, ahead": _around_read,
+    }
+    owners = {key: versions.found(place) for key, place in places.items()}
+    found = [(owner, places[key].name, wraps[key]) for key, owner in owners.items() if owner is not None]
+    if len(found) == len(places):
+        return found
+    unseen = {"add": _unseen(is_traced), "loop": _unrecorded}
+    return [(manager, places[key].name, wrap) for key, wrap in unseen.items() if owners[key] is not None]
 
 
 def _loop_of(holder: Any) -> Batcher | None:  # noqa: ANN401 - a manager or a processor
@@ -297,7 +289,7 @@ def _around_loop(_owner: type, original: Any) -> Method:  # noqa: ANN401 - a met
         finally:
             loop = _loop_of(self)
             if loop is not None:
-                fatal = getattr(getattr(self, "background_thread_status", None), "fatal_error", None)
+                fatal = versions.fatal_error(self)
                 loop.safely(loop.end, "stopped" if fatal is None else type(fatal).__qualname__)
 
     return _run_generation_loop

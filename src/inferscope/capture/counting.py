@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inferscope.capture import versions
 from inferscope.capture.operators import FunctionSeam, Recorder, Seen, storage_key
 from inferscope.capture.tally import ForwardShape, Tally, Weights
 from inferscope.errors import CostUnavailableError
@@ -224,6 +225,9 @@ def _twin(model_or_config: object, dtype: str | None) -> tuple[torch.nn.Module, 
         notes = _settle(config, model_class)
         with torch.device("meta"):
             twin = model_class(config)
+        if callable(tie := getattr(twin, "tie_weights", None)):  # some versions do not, of weights without memory
+            tie()
+        versions.ready_for_shapes(twin)
     except Exception as error:
         raise CostUnavailableError(
             f"{model_class.__name__} cannot be built from its config: {_first_line(error)}"

@@ -1,16 +1,15 @@
 """Attaching to a model: wraps on its classes, gated by a registry of the modules that are traced.
 
-Everything that names a part of transformers stands here. Nothing is put on the module itself, so that a traced model
-can still be copied, pickled, moved, compiled and freed, and is the same model afterwards. `module.forward` is never
-replaced: that breaks deepcopy, pickle, accelerate's own hook and transformers' look at the forward's signature.
+What is wrapped stands in versions.py, how in seams.py; here is what happens there. Nothing is put on the module itself,
+so that a traced model can still be copied, pickled, moved, compiled and freed, and is the same model afterwards.
+`module.forward` is never replaced: that breaks deepcopy, pickle, accelerate's own hook and transformers' look at the
+forward's signature.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
-import sys
 import threading
 import time
 import weakref
@@ -22,7 +21,7 @@ import opentelemetry.trace
 import wrapt
 
 from inferscope import notices
-from inferscope.capture import continuous
+from inferscope.capture import continuous, seams, versions
 from inferscope.capture.calls import hold, hold_result, is_assistant, prompt_len
 from inferscope.capture.companions import ASSISTANT, ENCODER, Companions, companions_of, encoded, note_encoded
 from inferscope.capture.contention import TRAFFIC
@@ -30,7 +29,7 @@ from inferscope.capture.device import meter_of
 from inferscope.capture.forward import watched
 from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Inner, Mark, Request
 from inferscope.capture.loops import LoopFrame, Loops
-from inferscope.capture.resolve import RawRequest, new_request_id, restart_request_ids
+from inferscope.capture.requests import RawRequest, new_request_id, restart_request_ids
 from inferscope.errors import NotAModelError
 from inferscope.meters.clock import SystemClock
 from inferscope.meters.host import GcMeter
@@ -40,7 +39,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from inferscope.capture.resolve import Begun, Finished
+    from inferscope.capture.requests import Begun, Finished
+    from inferscope.capture.seams import Seam, Wrap
     from inferscope.meters.clock import Clock
 
 __all__ = ["Attachment", "Receiver", "active_requests", "attach", "target_of"]
@@ -50,7 +50,6 @@ _current = CURRENT.get
 _lock = threading.RLock()
 _registry: weakref.WeakKeyDictionary[object, _Observed] = weakref.WeakKeyDictionary()
 _streamer_contexts: weakref.WeakKeyDictionary[object, object] = weakref.WeakKeyDictionary()
-_wraps: dict[tuple[type, str], _ClassWrap] = {}
 
 
 class Receiver(Protocol):
@@ -121,7 +120,9 @@ class Attachment:
                     observed.loops.detach()
                     del _registry[module]
                     continuous.LOOPS.forget(module)
-            _release_classes()
+            seams.release(
+                seam for each, observed in _registry.items() for seam in _all_seams(each, observed.companions)
+            )
 
 
 class _Observed:
@@ -147,30 +148,6 @@ class _Opened(NamedTuple):
     inner_prompt_len: int | None = None
 
 
-_ABSENT = object()
-_DRAFT_LAYERS = "MtpModel"
-"""The class of layers with which some models draft for themselves: `generate` makes one that nobody else knows."""
-
-
-class _ClassWrap:
-    """A wrapped class attribute and what stood there before: perhaps nothing, where it was inherited."""
-
-    def __init__(self, owner: type, name: str, wrap: Callable[[type, Any], Any]) -> None:
-        self.owner, self.name = owner, name
-        self.original = owner.__dict__.get(name, _ABSENT)
-        self.ours = wrap(owner, self.original)
-        setattr(owner, name, self.ours)
-
-    def restore(self) -> None:
-        # Somebody may have wrapped on top of us: theirs stays, and ours, gated by the registry, passes through.
-        if self.owner.__dict__.get(self.name) is not self.ours:
-            return
-        if self.original is _ABSENT:
-            delattr(self.owner, self.name)
-        else:
-            setattr(self.owner, self.name, self.original)
-
-
 def attach(model: object, receiver: Receiver) -> Attachment:
     """Observe every `generate` of a model.
 
@@ -189,7 +166,7 @@ def attach(model: object, receiver: Receiver) -> Attachment:
         observed = _registry.get(module)
         if observed is None:
             observed = _registry[module] = _Observed(module)
-        _wrap_classes(module, observed.companions)
+        seams.wrap(_all_seams(module, observed.companions))
         observed.receivers = (*observed.receivers, receiver)
         _GC.start()
     return Attachment(module, receiver)
@@ -249,39 +226,47 @@ def active_requests() -> bool:
     return TRAFFIC.active() or continuous.LOOPS.active()
 
 
-def _seams(model_class: type) -> list[tuple[type, str, Callable[[type, Any], Any]]]:
+def _seams(model_class: type) -> list[Seam]:
     """Where transformers of this version can be wrapped: (class, attribute, what makes the wrap)."""
-    wraps: dict[str, Callable[[type, Any], Any]] = {
-        "generate": lambda _owner, original: wrapt.FunctionWrapper(original, _around_generate),
-        "_prefill": lambda _owner, original: wrapt.FunctionWrapper(original, _around_prefill),
-        "_prefill_chunking": lambda _owner, original: wrapt.FunctionWrapper(original, _around_prefill),
-        "_assisted_decoding": lambda _owner, original: wrapt.FunctionWrapper(original, _around_assisted),
-        "get_compiled_call": lambda _owner, original: wrapt.FunctionWrapper(original, _around_compiled_call),
+    place = versions.GENERATION
+    on_model: dict[str, Wrap] = {
+        "generate": _calling(_around_generate),
+        "prefill": _calling(_around_prefill),
+        "chunks": _calling(_around_chunks),
+        "assisted": _calling(_around_assisted),
+        "compiled": _calling(_around_compiled_call),
     }
-    seams: list[tuple[type, str, Callable[[type, Any], Any]]] = [
-        (owner, name, wrap) for owner in model_class.__mro__ for name, wrap in wraps.items() if name in owner.__dict__
-    ]
-    seams.append((model_class, "__call__", _watched_call))
-    for place, owner_name, name, wrap in (
-        ("transformers.generation.utils", "StopCheck", "__call__", _timed_stop_check),  # before 5.x: read inline
-        ("transformers.generation.streamers", "TextStreamer", "__init__", _remembering_init),
-        (
-            "transformers.generation.logits_process",
-            "UnbatchedClassifierFreeGuidanceLogitsProcessor",
-            "get_unconditional_logits",
-            _watched_side_pass,
-        ),
-        ("transformers.modeling_layers", _DRAFT_LAYERS, "__call__", _watched_call),
-        # What torch.compile made of a model before we came holds the bare `__call__`: it is watched from outside.
-        ("torch._dynamo.eval_frame", "OptimizedModule", "__call__", _watched_call),
-    ):
-        owner = getattr(_loaded(place), owner_name, None)
+    if versions.waits_inline():
+        on_model["stop, inline"] = _timed_inline_check
+    on_classes: dict[str, Wrap] = {
+        "stop": _timed_stop_check,
+        "streamer": _calling(_around_streamer_init),
+        "guidance": _calling(_around_side_pass),
+        "draft layers": _watched_call,
+    }
+    found = [(owner, place[key].name, wrap) for key, wrap in on_model.items() for owner in _definers(model_class, key)]
+    found.append((model_class, "__call__", _watched_call))
+    for key, wrap in on_classes.items():
+        owner = versions.found(place[key], load=True)
         if owner is not None:
-            seams.append((owner, name, wrap))
-    return [*seams, *continuous.seams(_begin_queued, _registry.__contains__)]
+            found.append((owner, place[key].name, wrap))
+    # What torch.compile made of a model before we came holds the bare `__call__`: it is watched from outside.
+    compiled = getattr(seams.loaded("torch._dynamo.eval_frame"), "OptimizedModule", None)
+    if compiled is not None:
+        found.append((compiled, "__call__", _watched_call))
+    return [*found, *continuous.seams(_begin_queued, _registry.__contains__)]
 
 
-def _all_seams(module: object, companions: Companions) -> Iterator[tuple[type, str, Callable[[type, Any], Any]]]:
+def _definers(model_class: type, key: str) -> Iterator[type]:
+    """The classes of a model that define a method of this place."""
+    return (owner for owner in model_class.__mro__ if versions.GENERATION[key].name in owner.__dict__)
+
+
+def _calling(around: Callable[..., Any]) -> Wrap:
+    return lambda _owner, original: wrapt.FunctionWrapper(original, around)
+
+
+def _all_seams(module: object, companions: Companions) -> Iterator[Seam]:
     """The seams of a model and of its companions."""
     yield from _seams(type(module))
     for each, role in list(companions.items()):
@@ -289,12 +274,6 @@ def _all_seams(module: object, companions: Companions) -> Iterator[tuple[type, s
             yield type(each), "__call__", _watched_call
         else:
             yield from _seams(type(each))
-
-
-def _wrap_classes(module: torch.nn.Module, companions: Companions) -> None:
-    for owner, name, wrap in _all_seams(module, companions):
-        if (owner, name) not in _wraps:
-            _wraps[owner, name] = _ClassWrap(owner, name, wrap)
 
 
 def _bring(companions: Companions, instance: torch.nn.Module, assistant: object) -> None:
@@ -307,70 +286,24 @@ def _bring(companions: Companions, instance: torch.nn.Module, assistant: object)
         if module is not instance and module not in companions:
             companions.update(companions_of(module))
             companions[module] = ASSISTANT
-            _wrap_classes(module, companions)
-
-
-def _loaded(place: str) -> Any:  # noqa: ANN401 - a module, or None
-    """A module of transformers; one of the compiler only where the program has loaded it, since that takes long."""
-    if place.startswith("torch."):
-        return sys.modules.get(place)
-    try:
-        return importlib.import_module(place)
-    except ImportError:
-        return None
-
-
-def _remembering_init(_owner: type, original: Any) -> Any:  # noqa: ANN401 - a function
-    return wrapt.FunctionWrapper(original, _around_streamer_init)
+            seams.wrap(_all_seams(module, companions))
 
 
 def _watched_call(owner: type, original: Any) -> Callable[..., Any]:  # noqa: ANN401 - a function, or nothing
     """What stands in for `__call__` of a model's class."""
-    if original is _ABSENT:
-        definer = next(base for base in owner.__mro__[1:] if "__call__" in base.__dict__)
-        below: Any = next(base for base in owner.__mro__[1:] if issubclass(base, definer))
-    else:
-        below = SimpleNamespace(__call__=original)
-    return _watched(below)
+    return _watched(seams.below(owner, "__call__", original))
 
 
 def _watched(below: Any) -> Callable[..., Any]:  # noqa: ANN401 - see forward.watched
     import torch  # noqa: PLC0415 - a model is there, so torch is loaded
 
     call = watched(below, torch.compiler.is_compiling, _other_frame, _step_aside)
-    _hide_from_dynamo(call)
-    _hide_from_dynamo(encoded)
+    seams.hide_from_dynamo(call)
+    seams.hide_from_dynamo(encoded)
     own = (_other_frame, _step_aside, Frame.look, LoopFrame.look, Frame.shape, Request.next_chunk, note_encoded)
     for called in own:
-        _hide_from_dynamo(called, with_calls=True)
+        seams.hide_from_dynamo(called, with_calls=True)
     return call
-
-
-def _hide_from_dynamo(function: Callable[..., Any], *, with_calls: bool = False) -> None:
-    """Have torch.compile leave this frame alone and begin with the one below it, or leave those alone too.
-
-    It would otherwise trace `__call__` as the top of the graph, and nothing of ours would run any more. What torch
-    offers for this in public imports half a second of compiler, so the switch below it is set; where a version has
-    none, a forward compiled through `__call__` goes unseen, no more.
-    """
-    try:
-        switch: Any = importlib.import_module("torch._C._dynamo.eval_frame")
-        skip, default = switch._FrameAction.SKIP, switch._FrameAction.DEFAULT  # noqa: SLF001 - feature-detected
-        strategy = switch._FrameExecStrategy(skip, skip if with_calls else default)  # noqa: SLF001 - as above
-        switch.set_code_exec_strategy(function.__code__, strategy)
-    except (ImportError, AttributeError, TypeError):
-        return
-
-
-def _release_classes() -> None:
-    """Restore every class that no attached module needs any more."""
-    needed = {
-        (owner, name)
-        for module, observed in _registry.items()
-        for owner, name, _ in _all_seams(module, observed.companions)
-    }
-    for key in [key for key in _wraps if key not in needed]:
-        _wraps.pop(key).restore()
 
 
 def _other_frame(frame: Frame | None, module: object) -> Frame | None:
@@ -387,7 +320,7 @@ def _other_frame(frame: Frame | None, module: object) -> Frame | None:
         role = request.companions.get(module)
         if role == ENCODER:
             return frame.other(module, Flag.ENCODE) if request.in_pass != ENCODING else None
-        drafts = role is not None or (frame.flags & Flag.ASSISTED and type(module).__name__ == _DRAFT_LAYERS)
+        drafts = role is not None or (frame.flags & Flag.ASSISTED and type(module).__name__ == versions.DRAFT_LAYERS)
         if request.in_pass or not (drafts or module in _registry):
             return None
         return frame.other(module, frame.flags | Flag.FOREIGN)
@@ -429,6 +362,37 @@ def _around_prefill(
     return _flagged(frame, Flag.IN_PREFILL, wrapped, args, kwargs)
 
 
+def _around_chunks(
+    wrapped: Any,  # noqa: ANN401 - a bound method
+    instance: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:  # noqa: ANN401 - the arguments to go on with
+    """A prefill in chunks that calls the model's `forward` itself: it is given one that is watched."""
+    frame = _current()
+    if frame is None or frame.module is not instance:
+        return wrapped(*args, **kwargs)
+    try:
+        below = SimpleNamespace(__call__=lambda _self, *args, **kwargs: instance.forward(*args, **kwargs))
+        chunked = functools.partial(wrapped.__func__, _WatchedForward(instance, _watched(below)))
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        _step_aside(frame, error)
+        return wrapped(*args, **kwargs)
+    return _flagged(frame, Flag.IN_PREFILL, chunked, args, kwargs)
+
+
+class _WatchedForward(wrapt.ObjectProxy[Any]):
+    """The model, as the function that fills its cache chunk by chunk sees it."""
+
+    def __init__(self, module: torch.nn.Module, call: Callable[..., Any]) -> None:
+        super().__init__(module)
+        self._self_call = functools.partial(call, module)
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        return self._self_call
+
+
 def _around_assisted(
     wrapped: Callable[..., Any], instance: object, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - what generate returns
@@ -436,10 +400,6 @@ def _around_assisted(
     if frame is None or frame.module is not instance:
         return wrapped(*args, **kwargs)
     return _flagged(frame, Flag.ASSISTED, wrapped, args, kwargs)
-
-
-def _watched_side_pass(_owner: type, original: Any) -> Any:  # noqa: ANN401 - a function
-    return wrapt.FunctionWrapper(original, _around_side_pass)
 
 
 def _around_side_pass(
@@ -508,6 +468,20 @@ def _timed_stop_check(_owner: type, original: Callable[..., Any]) -> Callable[..
                 _step_aside(frame, error)
 
     return stop_check
+
+
+def _timed_inline_check(owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for versions whose loop reads on the host by itself whether it is over."""
+    timed = _timed_stop_check(owner, original)
+
+    @functools.wraps(original)
+    def inline_check(self: object, over: object, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passed through
+        # The first question comes before the first token.
+        if over is False or _current() is None or not versions.called_in_token_loop():
+            return original(self, over, *args, **kwargs)
+        return timed(self, over, *args, **kwargs)
+
+    return inline_check
 
 
 class TimedStreamer(wrapt.ObjectProxy[Any]):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from inferscope.capture import versions
+
 __all__ = ["UNREADABLE", "cached_tokens", "expect_length", "remember_length", "same_tokens"]
 
 UNREADABLE = -1
@@ -24,9 +26,11 @@ def cached_tokens(cache: Any) -> int:  # noqa: ANN401 - caches share no base cla
     try:
         length = cache.get_seq_length()
         if type(length) is int:
-            return length
+            return 0 if length and versions.is_empty(cache) else length
         if length.device.type == "cpu":
             return int(length)
+        if cache.get_seq_length() is not length:  # no counter: older versions work it out anew each time
+            return UNREADABLE
         version = length._version  # noqa: SLF001 - torch's own way to see a change in place
         if version == 0:  # a counter starts at none, and nothing was added since
             return 0

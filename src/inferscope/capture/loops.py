@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from inferscope.capture.resolve import RawRequest
+    from inferscope.capture.requests import RawRequest
 
 __all__ = ["LoopFrame", "Loops", "phase"]
 

@@ -6,14 +6,11 @@ passes is given to exactly one place, so the ledger closes by construction.
 
 from __future__ import annotations
 
-import itertools
-import secrets
 from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
-from inferscope.capture.busy import BusyTable, Kind, busy_of, on_device
-from inferscope.capture.calls import read_call, read_result
+from inferscope.capture.busy import BusyTable, Kind, on_device
 from inferscope.capture.contention import TRAFFIC, overlap_ns, union
 from inferscope.capture.frames import UNREADABLE, Flag, Mark, Row
 from inferscope.capture.passes import ENCODE, PHASE_NAMES, PREFILL, PassFacts, PassName, name_pass
@@ -27,17 +24,17 @@ from inferscope.records import (
 )
 
 if TYPE_CHECKING:
-    import weakref
     from collections.abc import Callable, Iterable, Sequence
 
     from inferscope.capture.busy import OnDevice
-    from inferscope.capture.calls import Call, Kept, Outcome, RawCall
+    from inferscope.capture.calls import Call, Outcome
     from inferscope.capture.contention import Interval
     from inferscope.capture.frames import Request
+    from inferscope.capture.requests import RawRequest, Where
     from inferscope.records import PhaseRecord
     from inferscope.specs import ModelSpec
 
-__all__ = ["SAMPLES_KEPT", "Begun", "Finished", "RawRequest", "Resolver", "new_request_id", "restart_request_ids"]
+__all__ = ["SAMPLES_KEPT", "Resolver"]
 
 SAMPLES_KEPT = 4096
 SPANS_KEPT = 1024
@@ -46,165 +43,8 @@ CONTENDERS = 8
 EVENTS_PER_BREATH = 64
 """Events placed in one stretch, about 0.3 ms."""
 _PASS = 0
-_run = secrets.token_hex(4)
-_numbers = itertools.count(1)
 _ENDED = itemgetter(0)
 _NOT_OWN = Flag.ENCODE | Flag.ASSISTANT | Flag.FOREIGN
-
-
-def new_request_id() -> str:
-    """Sixteen hexadecimal digits, eight of this process and eight that count."""
-    return f"{_run}{next(_numbers) & 0xFFFFFFFF:08x}"
-
-
-def restart_request_ids() -> None:
-    """A forked child must not count on where its parent does."""
-    global _run, _numbers
-    _run, _numbers = secrets.token_hex(4), itertools.count(1)
-
-
-class Begun(NamedTuple):
-    """What a receiver began a request with.
-
-    Attributes:
-        context: The OpenTelemetry context the request belongs to, opaque here.
-        span_ids: Trace id and span id of its span; None where it has none.
-    """
-
-    context: object | None = None
-    span_ids: tuple[int, int] | None = None
-
-
-class Finished(Protocol):
-    """A request that has ended, of `generate` or of continuous batching: what a receiver takes."""
-
-    request_id: str
-    module: weakref.ref[Any]
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory it keeps until its record has been made."""
-
-    def record(
-        self,
-        model: ModelSpec,
-        *,
-        versions: tuple[tuple[str, str], ...] = (),
-        device_key: str | None = None,
-        rank: int | None = None,
-        breathe: Callable[[], None] = lambda: None,
-    ) -> GenerationRecord:
-        """The record; made once, however many sessions ask for it. Call from one thread."""
-
-
-class RawRequest:
-    """A request as the generating thread leaves it; everything that takes time is done by `record`, elsewhere.
-
-    Attributes:
-        request: Its rows, marks and stamps.
-        call: What was asked, unread.
-        module: The model.
-        result_shape: Rows and tokens of what came back.
-        result: The tokens, unread.
-        error_type: Class name of the exception that left `generate`.
-        keep_samples: Whether somebody wants every pass.
-        request_id: 16 hexadecimal digits.
-        begun: Who takes the request when it has ended, each with what it began with.
-        span_ids: Trace and span of the request; None where it has no span.
-        loop: Whether it is a hand-written loop, where nobody says what was asked and what came back.
-        settled: Whether its record has been made.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_record",
-        "_resolver",
-        "begun",
-        "call",
-        "error_type",
-        "keep_samples",
-        "loop",
-        "module",
-        "request",
-        "request_id",
-        "result",
-        "result_shape",
-        "settled",
-        "span_ids",
-    )
-
-    def __init__(
-        self,
-        request: Request,
-        call: RawCall,
-        module: weakref.ref[Any],
-        *,
-        request_id: str = "",
-        begun: tuple[tuple[Any, Begun], ...] = (),
-    ) -> None:
-        """Begin a request."""
-        self.request = request
-        self.call = call
-        self.module = module
-        self.keep_samples = any(receiver.keep_samples for receiver, _ in begun)
-        self.result_shape: tuple[int, int] | None = None
-        self.result: Kept | None = None
-        self.error_type: str | None = None
-        self.request_id = request_id or new_request_id()
-        self.begun = begun
-        self.span_ids = next((each.span_ids for _, each in begun if each.span_ids is not None), None)
-        self.settled = False
-        self.loop = False
-        self._resolver: Resolver | None = None
-        self._record: GenerationRecord | None = None
-        request.fold = self._fold
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory it keeps until its record has been made."""
-        return self.request.held_bytes
-
-    def record(
-        self,
-        model: ModelSpec,
-        *,
-        versions: tuple[tuple[str, str], ...] = (),
-        device_key: str | None = None,
-        rank: int | None = None,
-        breathe: Callable[[], None] = lambda: None,
-    ) -> GenerationRecord:
-        """The record; made once, however many sessions ask for it. Call from one thread.
-
-        Args:
-            model: What ran.
-            versions: (name, version) of what ran.
-            device_key: Identity of the device it ran on.
-            rank: Of this process among those that run the model together.
-            breathe: Called between stretches of work, to let the interpreter serve others.
-        """
-        if self._record is None:
-            call = read_call(self.module(), self.call)
-            outcome = read_result(call, self.result_shape, self.result, inner=self.request.inner)
-            self._record = self._begun().finish(
-                self, call, outcome, model, versions=versions, device_key=device_key, rank=rank, breathe=breathe
-            )
-            self.result = None
-            TRAFFIC.settled(self)
-            # The request folds into this object: let go of each other, or only a collection would free them.
-            self._resolver = None
-            self.request.fold = lambda _chunks, _marks: None
-        return self._record
-
-    def _begun(self) -> Resolver:
-        if self._resolver is None:
-            self._resolver = Resolver(
-                self.request.entered_ns, keep_samples=self.keep_samples, known=busy_of(self.module())
-            )
-            self._resolver.begin(self.request.started_ns)
-        return self._resolver
-
-    def _fold(self, chunks: Iterable[Sequence[int]], marks: Iterable[tuple[int, int, int]]) -> None:
-        self._begun().feed(chunks, marks)
 
 
 class Resolver:
@@ -400,8 +240,9 @@ class Resolver:
         self._cpu_read = (at_ns, cpu_ns)
 
     def _stop(self, started: int, ended: int) -> None:
-        puts = self._pending_puts
-        self._pending_puts = []
+        puts = [put for put in self._pending_puts if put[0] >= started]
+        self._pending_puts = [put for put in self._pending_puts if put[0] < started]
+        self._flush_puts()  # of a loop that hands tokens over before it asks whether it is over
         if puts and self._first_put_ns is None and self._passes:
             self._first_put_ns = puts[0][0]
         self._place("select", self._advance(started))
@@ -447,10 +288,7 @@ class Resolver:
         call: Call,
         outcome: Outcome,
         model: ModelSpec,
-        *,
-        versions: tuple[tuple[str, str], ...] = (),
-        device_key: str | None = None,
-        rank: int | None = None,
+        where: Where,
         breathe: Callable[[], None] = lambda: None,
     ) -> GenerationRecord:
         """The record of a finished request.
@@ -460,9 +298,7 @@ class Resolver:
             call: What was asked.
             outcome: What came back.
             model: What ran.
-            versions: (name, version) of what ran.
-            device_key: Identity of the device it ran on.
-            rank: Of this process among those that run the model together.
+            where: And on what.
             breathe: Called between stretches of work, to let the interpreter serve others.
 
         Returns:
@@ -481,14 +317,7 @@ class Resolver:
             )
             for phase in self._phases.values()
         )
-        drafted_tokens, accepted_tokens = self._speculation.counted(
-            outcome.prefix_len, None if outcome.joined else outcome.output_len
-        )
-        output_tokens, finish_reasons = outcome.count(call)
-        output_len = outcome.output_len
-        if raw.loop:
-            call.batch_size, call.input_tokens, output_len = self._loop_tokens(phases)
-            output_tokens = output_len * call.batch_size if output_len and call.batch_size else None
+        counts = self._counts(raw, call, outcome, phases)
         ttft_ns, ttft_method = self._ttft(streaming=call.options.streaming)
         return GenerationRecord(
             request_id=raw.request_id,
@@ -497,16 +326,8 @@ class Resolver:
             wall_ns=wall_ns,
             ttft_ns=ttft_ns,
             ttft_method=ttft_method,
-            tpot_ns=_tpot(wall_ns, ttft_ns, output_len),
+            tpot_ns=_tpot(wall_ns, ttft_ns, counts["output_len"]),
             itl_ns=self._gaps.sketch() if self._stops > 1 else None,
-            batch_size=call.batch_size,
-            input_tokens=call.input_tokens,
-            output_tokens=output_tokens,
-            output_len=output_len,
-            finish_reasons=finish_reasons,
-            padding_tokens=call.padding_tokens,
-            drafted_tokens=drafted_tokens,
-            accepted_tokens=accepted_tokens,
             options=call.options,
             phases=phases,
             ledger=self._ledger(phases, tail_ns, wall_ns),
@@ -515,11 +336,31 @@ class Resolver:
             status="aborted" if raw.error_type else "ok",
             error_type=raw.error_type,
             notes=self._notes(loop=raw.loop),
-            versions=versions,
-            device_key=device_key,
-            rank=rank,
             contended_with=contended_with,
+            **counts,
+            **where._asdict(),
         )
+
+    def _counts(self, raw: RawRequest, call: Call, outcome: Outcome, phases: tuple[PhaseRecord, ...]) -> dict[str, Any]:
+        """Sequences and tokens, as fields of a record; a hand-written loop says nothing of them but by its forwards."""
+        drafted_tokens, accepted_tokens = self._speculation.counted(
+            outcome.prefix_len, None if outcome.joined else outcome.output_len
+        )
+        batch_size, input_tokens, output_len = call.batch_size, call.input_tokens, outcome.output_len
+        output_tokens, finish_reasons = outcome.count(call)
+        if raw.loop:
+            batch_size, input_tokens, output_len = self._loop_tokens(phases)
+            output_tokens = output_len * batch_size if output_len and batch_size else None
+        return {
+            "batch_size": batch_size,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "output_len": output_len,
+            "finish_reasons": finish_reasons,
+            "padding_tokens": call.padding_tokens,
+            "drafted_tokens": drafted_tokens,
+            "accepted_tokens": accepted_tokens,
+        }
 
     def _beside(self, raw: RawRequest) -> tuple[dict[str, int], tuple[Contender, ...]]:
         """Time per phase in which other requests were in a forward on the same device, and who they were."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from inferscope.capture.passes import PassFacts, PassName, Slot, name_pass, name_slot
 from inferscope.capture.phases import Cycle, PhaseSums, Tally
+from inferscope.capture.requests import Finished
 from inferscope.capture.resolve import SAMPLES_KEPT
 from inferscope.records import GenerationRecord, Ledger, PassSample, RequestOptions
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable, Iterator, Sequence
 
-    from inferscope.capture.resolve import Begun
+    from inferscope.capture.requests import Begun, Where
     from inferscope.records import PhaseRecord
     from inferscope.specs import ModelSpec
 
@@ -91,7 +92,7 @@ _WIDTH = len(Slot._fields)
 _NUMBER = Slot._fields.index("number")
 
 
-class SharedRequest:
+class SharedRequest(Finished):
     """A request of continuous batching while it runs, and then what its record is made from.
 
     Attributes:
@@ -106,7 +107,6 @@ class SharedRequest:
         output_tokens: Tokens it generated; None where only its rows tell.
         finish_reason: "length" or "stop"; None where unknown.
         notes: What is to be said beside the numbers.
-        held_bytes: Memory it keeps until its record has been made.
         logs: Rows of its time that it has not read yet; empty before its first pass.
     """
 
@@ -123,9 +123,8 @@ class SharedRequest:
         options: RequestOptions | None = None,
     ) -> None:
         """Begin a request."""
-        self.request_id = request_id
+        super().__init__(request_id, module)
         self.begun = begun
-        self.module = module
         self.number = number
         self.entered_ns = entered_ns
         self.started_unix_ns = started_unix_ns
@@ -138,11 +137,10 @@ class SharedRequest:
         self._prompt_len = prompt_len
         self._options = options or RequestOptions()
         self._keep_samples = any(receiver.keep_samples for receiver, _ in begun)
-        self.held_bytes = 0
+        self._held_bytes = 0
         self._last_log = 0
         self._end_ns = entered_ns
         self._walk: _Walk | None = None
-        self._record: GenerationRecord | None = None
 
     def finish(self, at_ns: int, *, sharers: int = 1) -> None:
         """The request ends: what the loop writes from now on is not its time.
@@ -153,58 +151,37 @@ class SharedRequest:
         """
         self._end_ns = max(at_ns, self.entered_ns)
         self._last_log = len(self.logs[-1]) if self.logs else 0
-        self.held_bytes = 8 * sum(map(len, self.logs)) // sharers
+        self._held_bytes = 8 * sum(map(len, self.logs)) // sharers
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory it keeps until its record has been made: its part of the rows."""
+        return self._held_bytes
 
     def fold(self) -> None:
         """Read the oldest rows now, so that they need not be kept: of a request of thousands of passes."""
         for _ in self._walking().read(self.logs.pop(0)):
             pass
 
-    def record(
-        self,
-        model: ModelSpec,
-        *,
-        versions: tuple[tuple[str, str], ...] = (),
-        device_key: str | None = None,
-        rank: int | None = None,
-        breathe: Callable[[], None] = lambda: None,
-    ) -> GenerationRecord:
-        """The record; made once, however many sessions ask for it. Call from one thread.
-
-        Args:
-            model: What ran.
-            versions: (name, version) of what ran.
-            device_key: Identity of the device it ran on.
-            rank: Of this process among those that run the model together.
-            breathe: Called between stretches of work, to let the interpreter serve others.
-        """
-        if self._record is None:
-            walk = self._walking()
-            logs, self.logs = self.logs, []
-            if logs:
-                logs[-1] = logs[-1][: self._last_log]
-            for log in logs:
-                for index, _ in enumerate(walk.read(log)):
-                    if index % ROWS_PER_BREATH == 0:
-                        breathe()
-            walk.finish(self._end_ns)
-            self._record = self._made(walk, model, versions, device_key, rank)
-            self._walk = None
-        return self._record
+    def _made(self, model: ModelSpec, where: Where, breathe: Callable[[], None]) -> GenerationRecord:
+        walk = self._walking()
+        logs, self.logs = self.logs, []
+        if logs:
+            logs[-1] = logs[-1][: self._last_log]
+        for log in logs:
+            for index, _ in enumerate(walk.read(log)):
+                if index % ROWS_PER_BREATH == 0:
+                    breathe()
+        walk.finish(self._end_ns)
+        self._walk = None
+        return self._as_walked(walk, model, where)
 
     def _walking(self) -> _Walk:
         if self._walk is None:
             self._walk = _Walk(self.number, self.entered_ns, self.own_ns, self._prompt_len, samples=self._keep_samples)
         return self._walk
 
-    def _made(
-        self,
-        walk: _Walk,
-        model: ModelSpec,
-        versions: tuple[tuple[str, str], ...],
-        device_key: str | None,
-        rank: int | None,
-    ) -> GenerationRecord:
+    def _as_walked(self, walk: _Walk, model: ModelSpec, where: Where) -> GenerationRecord:
         wall_ns = self._end_ns - self.entered_ns
         phases = walk.phases()
         tokens = walk.tokens if self.output_tokens is None else self.output_tokens
@@ -232,9 +209,7 @@ class SharedRequest:
             status="aborted" if self.error_type else "ok",
             error_type=self.error_type,
             notes=(SHARED_NOTE, *walk.notes(), *self.notes),
-            versions=versions,
-            device_key=device_key,
-            rank=rank,
+            **where._asdict(),
         )
 
 

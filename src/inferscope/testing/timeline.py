@@ -17,7 +17,7 @@ import msgspec
 
 from inferscope.capture.calls import hold
 from inferscope.capture.frames import Request, Row
-from inferscope.capture.resolve import RawRequest
+from inferscope.capture.requests import RawRequest
 from inferscope.errors import RecordFormatError
 from inferscope.specs import ModelSpec  # noqa: TC001 - the codec resolves annotations at run time
 

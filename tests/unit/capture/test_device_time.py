@@ -15,7 +15,7 @@ from inferscope.capture.calls import hold
 from inferscope.capture.device import PassMeter
 from inferscope.capture.forward import watched
 from inferscope.capture.frames import CURRENT, Frame, Request, Row
-from inferscope.capture.resolve import RawRequest
+from inferscope.capture.requests import RawRequest
 from inferscope.meters.device import PENDING_KEPT, DeviceMeter
 from inferscope.specs import ModelSpec
 from inferscope.testing import DeviceTwin, FakeClock, TwinEvents

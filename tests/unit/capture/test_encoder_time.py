@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inferscope.capture.calls import hold
 from inferscope.capture.frames import UNREADABLE, Flag, Request, Row
-from inferscope.capture.resolve import RawRequest
+from inferscope.capture.requests import RawRequest
 from inferscope.specs import ModelSpec
 
 OWN = 3

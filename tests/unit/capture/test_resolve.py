@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from inferscope.capture.calls import Call, Kept, Outcome
 from inferscope.capture.frames import BUFFERED_ROWS, CHUNK_ROWS, Flag, Mark, Request, Row
 from inferscope.capture.phases import WORST_KEPT
-from inferscope.capture.resolve import SAMPLES_KEPT, RawRequest, Resolver
+from inferscope.capture.requests import RawRequest, Where
+from inferscope.capture.resolve import SAMPLES_KEPT, Resolver
 from inferscope.records import RequestOptions
 from inferscope.specs import ModelSpec
 
@@ -96,7 +97,7 @@ class Script:
         self.request.left_ns = self.now
         raw = RawRequest(self.request, None, weakref.ref(self))
         raw.error_type = error_type
-        return self.resolver.finish(raw, call, outcome or Outcome(), MODEL)
+        return self.resolver.finish(raw, call, outcome or Outcome(), MODEL, Where())
 
 
 def parts(record, phase):
