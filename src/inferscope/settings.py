@@ -45,6 +45,11 @@ VARIABLES = (
     ),
     Variable(name="INFERSCOPE_KEEP_RESULTS", default="256", meaning="How many results a session keeps, oldest out."),
     Variable(
+        name="INFERSCOPE_NATIVE",
+        default="1",
+        meaning="0: Python code watches the forwards, not the C extension. Read once, when tracing is first loaded.",
+    ),
+    Variable(
         name="INFERSCOPE_RAISE",
         default="0",
         meaning="1: inferscope's own faults are raised instead of logged. For its tests; never in production.",
@@ -69,6 +74,7 @@ class Settings:
         cache_dir: Folder for calibrations and costs.
         keep_results: Results a session keeps.
         sample_rate: Share of requests that are observed, 0..1.
+        native: Watch forwards with the C extension, where it is there.
     """
 
     disabled: bool = False
@@ -76,6 +82,7 @@ class Settings:
     cache_dir: Path = Path("~/.cache/inferscope")
     keep_results: int = 256
     sample_rate: float = 1.0
+    native: bool = True
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -93,6 +100,7 @@ class Settings:
             cache_dir=Path(_read("INFERSCOPE_CACHE_DIR")).expanduser(),
             keep_results=int(keep),
             sample_rate=checked_rate(_read("INFERSCOPE_SAMPLE_RATE"), where="INFERSCOPE_SAMPLE_RATE"),
+            native=_flag("INFERSCOPE_NATIVE"),
         )
 
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 import threading
 from array import array
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from inferscope.capture.implementation import FrameBase, RequestBase
 from inferscope.capture.lengths import UNREADABLE, cached_tokens, expect_length, remember_length, same_tokens
 from inferscope.meters.clock import SystemClock
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUFFERED_ROWS",
     "CHUNK_END",
+    "CPU_GROUP",
     "CURRENT",
     "ENCODING",
     "SLOW_PASS_NS",
@@ -35,6 +37,7 @@ __all__ = [
     "Frame",
     "Inner",
     "Mark",
+    "Meter",
     "Request",
     "Row",
 ]
@@ -44,6 +47,8 @@ BUFFERED_ROWS = 4096
 CHUNK_ROWS = 64
 SLOW_PASS_NS = 2_000_000
 """Passes above this have their CPU time read each; shorter ones are read in groups, reading costs half a us."""
+CPU_GROUP = 7
+"""Bit mask: of short passes every eighth has its CPU time read."""
 
 
 class Row:
@@ -123,11 +128,17 @@ class Inner(NamedTuple):
     joined: bool
 
 
-class Request:
+class Request(RequestBase):
     """One call of `generate` by the user, while it runs.
 
     `fold` takes the rows and marks gathered so far when there are too many of them. `companions` are other modules
     whose forwards belong to it, and `inner` tells of the calls of `generate` that the model made itself.
+
+    Attributes:
+        rows: The array that is being filled.
+        row: Where in it the next row begins.
+        in_pass: 1 while a forward runs, ENCODING while an encoder does, else 0.
+        dead: After a fault of ours nothing more is recorded, and there is no record.
     """
 
     __slots__ = (
@@ -135,17 +146,13 @@ class Request:
         "clock",
         "companions",
         "cpu_ns",
-        "dead",
         "entered_ns",
         "fold",
-        "in_pass",
         "in_put",
         "inner",
         "left_ns",
         "marks",
         "returned_ns",
-        "row",
-        "rows",
         "started_ns",
         "started_unix_ns",
         "thread",
@@ -177,12 +184,11 @@ class Request:
         self.rows = _chunk()
         self.row = 0
         self.marks: list[tuple[int, int, int]] = []
-        self.in_pass: bool | int = False
+        self.in_pass = 0
         self.in_put = False
         self.companions: Mapping[object, str] = {}
         self.inner: Inner | None = None
         self.thread = threading.get_ident()
-        # After a fault of ours nothing more is recorded, and there is no record.
         self.dead = False
 
     def next_chunk(self) -> None:
@@ -214,7 +220,17 @@ def _chunk() -> array[int]:
     return array("q", bytes(8 * Row.WIDTH * CHUNK_ROWS))
 
 
-class Frame:
+class Meter(Protocol):
+    """What is read around each pass besides the clocks, such as events on a device. Neither may block."""
+
+    def begin(self) -> object:
+        """A pass is about to start."""
+
+    def end(self) -> object:
+        """It is over, whether it returned or raised."""
+
+
+class Frame(FrameBase):
     """One running `generate`, or one other model in it: what the naming rule needs to know about its passes.
 
     Attributes:
@@ -226,23 +242,13 @@ class Frame:
         past: That sum.
         seen: Forwards so far.
         slow: Whether the last pass was long enough for reading the CPU time each time.
+        meter: Its `begin` is called just before a pass, its `end` just after; None where there is none. After a fault
+            of ours a begin may be left without its end.
     """
 
-    __slots__ = (
-        "cache",
-        "flags",
-        "given",
-        "module",
-        "now_ns",
-        "others",
-        "past",
-        "request",
-        "seen",
-        "slow",
-        "summed",
-        "thread",
-        "thread_cpu_ns",
-    )
+    __slots__ = ("cache", "given", "others")
+
+    request: Request
 
     def __init__(self, request: Request, module: object, *, flags: int = 0, given: object | None = None) -> None:
         """Open a frame.
@@ -266,6 +272,7 @@ class Frame:
         self.past = 0
         self.seen = 0
         self.slow = True
+        self.meter: Meter | None = None
         self.others: dict[int, Frame] = {}
 
     def other(self, module: object, flags: int) -> Frame:
