@@ -9,6 +9,7 @@ import pickle
 import threading
 import time
 import weakref
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -299,6 +300,7 @@ def broken(*_args, **_kwargs):
     raise RuntimeError("our own fault")
 
 
+@pytest.mark.usefixtures("notices_reset")
 @pytest.mark.parametrize(
     ("seam", "strike"),
     [
@@ -307,9 +309,7 @@ def broken(*_args, **_kwargs):
         ("intercept._open_request", broken),
     ],
 )
-def test_a_fault_of_ours_is_said_once_and_changes_nothing(
-    llama, prompt, seam, strike, monkeypatch, notices_reset, capfd
-):
+def test_a_fault_of_ours_is_said_once_and_changes_nothing(llama, prompt, seam, strike, monkeypatch, capfd):
     expected = llama.generate(prompt, max_new_tokens=6)
     monkeypatch.setenv("INFERSCOPE_RAISE", "0")
     monkeypatch.setattr(f"inferscope.capture.{seam}", strike)
