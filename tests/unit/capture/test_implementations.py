@@ -501,3 +501,37 @@ def test_a_cycle_through_a_stand_in_is_collected(modules):
     del Model, request, frame, original
     gc.collect()
     assert gone() is None
+
+
+class TestWhichImplementationRuns:
+    def test_one_may_be_chosen(self, monkeypatch):
+        monkeypatch.setenv("INFERSCOPE_NATIVE", "0")
+        assert implementation._load() == (
+            None,
+            implementation.Implementation(name="python", reason="INFERSCOPE_NATIVE=0"),
+        )
+
+    def test_a_wrong_setting_is_said_elsewhere(self, monkeypatch):
+        monkeypatch.setenv("INFERSCOPE_NATIVE", "perhaps")
+        _, found = implementation._load()
+        assert found.name == "native" or "not built" in found.reason
+
+    def test_without_a_build_it_says_so(self, monkeypatch):
+        monkeypatch.setenv("INFERSCOPE_NATIVE", "1")
+        monkeypatch.setitem(sys.modules, "inferscope._hot", None)
+        monkeypatch.delattr("inferscope._hot", raising=False)
+        module, found = implementation._load()
+        assert module is None
+        assert (found.name, "not built" in found.reason) == ("python", True)
+
+    @NATIVE
+    def test_a_stale_build_is_not_used(self, monkeypatch):
+        monkeypatch.setattr(implementation, "_INTERFACE", implementation._INTERFACE + 1)
+        module, found = implementation._load()
+        assert module is None
+        assert "other sources" in found.reason
+
+    def test_without_the_global_lock_it_is_left_alone(self, monkeypatch):
+        monkeypatch.setenv("INFERSCOPE_NATIVE", "1")
+        monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+        assert implementation._load()[1].name == "python"
