@@ -51,6 +51,11 @@ VARIABLES = (
     ),
     Variable(name="INFERSCOPE_KEEP_RESULTS", default="256", meaning="How many results a session keeps, oldest out."),
     Variable(
+        name="INFERSCOPE_NATIVE",
+        default="1",
+        meaning="0: Python code watches the forwards, not the C extension. Read once, when tracing is first loaded.",
+    ),
+    Variable(
         name="INFERSCOPE_RAISE",
         default="0",
         meaning="1: inferscope's own faults are raised instead of logged. For its tests; never in production.",
@@ -76,6 +81,7 @@ class Settings:
         keep_results: Results a session keeps.
         sample_rate: Share of requests that are observed, 0..1.
         plug_every: One pass in so many is held up on the device; 0 for none.
+        native: Watch forwards with the C extension, where it is there.
     """
 
     disabled: bool = False
@@ -84,6 +90,7 @@ class Settings:
     keep_results: int = 256
     sample_rate: float = 1.0
     plug_every: int = 0
+    native: bool = True
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -102,6 +109,7 @@ class Settings:
             keep_results=int(keep),
             sample_rate=checked_rate(_read("INFERSCOPE_SAMPLE_RATE"), where="INFERSCOPE_SAMPLE_RATE"),
             plug_every=checked_every(_read("INFERSCOPE_PLUG_EVERY"), where="INFERSCOPE_PLUG_EVERY"),
+            native=_flag("INFERSCOPE_NATIVE"),
         )
 
 

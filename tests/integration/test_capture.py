@@ -10,6 +10,7 @@ import pickle
 import threading
 import time
 import weakref
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -301,15 +302,23 @@ def test_a_failing_sink_is_said_once_and_costs_the_others_nothing(llama, prompt,
     assert capfd.readouterr().err.count("sink-failed") == 1
 
 
-@pytest.mark.parametrize("seam", ["frames.Frame.look", "forward._write", "intercept._open_request"])
-def test_a_fault_of_ours_is_said_once_and_changes_nothing(llama, prompt, seam, monkeypatch, notices_reset, capfd):
+def broken(*_args, **_kwargs):
+    raise RuntimeError("our own fault")
+
+
+@pytest.mark.usefixtures("notices_reset")
+@pytest.mark.parametrize(
+    ("seam", "strike"),
+    [
+        ("frames.Frame.look", broken),
+        ("frames._chunk", lambda: array("q")),  # no room for a row
+        ("intercept._open_request", broken),
+    ],
+)
+def test_a_fault_of_ours_is_said_once_and_changes_nothing(llama, prompt, seam, strike, monkeypatch, capfd):
     expected = llama.generate(prompt, max_new_tokens=6)
     monkeypatch.setenv("INFERSCOPE_RAISE", "0")
-
-    def broken(*_args, **_kwargs):
-        raise RuntimeError("our own fault")
-
-    monkeypatch.setattr(f"inferscope.capture.{seam}", broken)
+    monkeypatch.setattr(f"inferscope.capture.{seam}", strike)
     with inferscope.trace(llama, sinks=()) as session:
         for _ in range(2):
             assert torch.equal(llama.generate(prompt, max_new_tokens=6), expected)

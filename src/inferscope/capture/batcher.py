@@ -156,7 +156,7 @@ class Batcher:
             self._give_up()
             return
         chunks, marks = request.gathered()
-        request.chunks, request.row, request.marks, request.in_pass = [], 0, [], False
+        request.chunks, request.row, request.marks, request.in_pass = [], 0, [], 0
         place, self._running = self._running, None
         ran = self._passes.get(place) if place is not None else None
         if ran is None or place is None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import threading
 from array import array
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from inferscope.capture.implementation import FrameBase, RequestBase
 from inferscope.capture.lengths import UNREADABLE, cached_tokens, expect_length, remember_length, same_tokens
 from inferscope.meters.clock import SystemClock
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUFFERED_ROWS",
     "CHUNK_END",
+    "CPU_GROUP",
     "CURRENT",
     "ENCODING",
     "SLOW_PASS_NS",
@@ -36,6 +38,7 @@ __all__ = [
     "Frame",
     "Inner",
     "Mark",
+    "Meter",
     "Request",
     "Row",
 ]
@@ -45,6 +48,8 @@ BUFFERED_ROWS = 4096
 CHUNK_ROWS = 64
 SLOW_PASS_NS = 2_000_000
 """Passes above this have their CPU time read each; shorter ones are read in groups, reading costs half a us."""
+CPU_GROUP = 7
+"""Bit mask: of short passes every eighth has its CPU time read."""
 
 
 class Row:
@@ -130,12 +135,18 @@ class Inner(NamedTuple):
     joined: bool
 
 
-class Request:
+class Request(RequestBase):
     """One call of `generate` by the user, while it runs.
 
     `fold` takes the rows and marks gathered so far when there are too many of them. `companions` are other modules
     whose forwards belong to it, `meter` times them on the device, and `inner` tells of the calls of `generate` that the
     model made itself.
+
+    Attributes:
+        rows: The array that is being filled.
+        row: Where in it the next row begins.
+        in_pass: 1 while a forward runs, ENCODING while an encoder does, else 0.
+        dead: After a fault of ours nothing more is recorded, and there is no record.
     """
 
     __slots__ = (
@@ -143,18 +154,14 @@ class Request:
         "clock",
         "companions",
         "cpu_ns",
-        "dead",
         "entered_ns",
         "fold",
-        "in_pass",
         "in_put",
         "inner",
         "left_ns",
         "marks",
         "meter",
         "returned_ns",
-        "row",
-        "rows",
         "started_ns",
         "started_unix_ns",
         "thread",
@@ -186,13 +193,12 @@ class Request:
         self.rows = _chunk()
         self.row = 0
         self.marks: list[tuple[int, int, int]] = []
-        self.in_pass: bool | int = False
+        self.in_pass = 0
         self.in_put = False
         self.companions: Mapping[object, str] = {}
         self.meter: PassMeter | None = None
         self.inner: Inner | None = None
         self.thread = threading.get_ident()
-        # After a fault of ours nothing more is recorded, and there is no record.
         self.dead = False
 
     def next_chunk(self) -> None:
@@ -226,7 +232,17 @@ def _chunk() -> array[int]:
     return array("q", bytes(8 * Row.WIDTH * CHUNK_ROWS))
 
 
-class Frame:
+class Meter(Protocol):
+    """What is read around each pass besides the clocks, such as events on a device. Neither may block."""
+
+    def begin(self) -> object:
+        """A pass is about to start."""
+
+    def end(self) -> object:
+        """It is over, whether it returned or raised."""
+
+
+class Frame(FrameBase):
     """One running `generate`, or one other model in it: what the naming rule needs to know about its passes.
 
     Attributes:
@@ -237,26 +253,14 @@ class Frame:
         summed: The same, where the tokens in it are known to be the sum of what was put in; else None.
         past: That sum.
         seen: Forwards so far.
-        meter: What times its passes on the device; None where the device has no events.
         slow: Whether the last pass was long enough for reading the CPU time each time.
+        meter: Its `begin` is called just before a pass, its `end` just after; None where there is none. After a fault
+            of ours a begin may be left without its end.
     """
 
-    __slots__ = (
-        "cache",
-        "flags",
-        "given",
-        "meter",
-        "module",
-        "now_ns",
-        "others",
-        "past",
-        "request",
-        "seen",
-        "slow",
-        "summed",
-        "thread",
-        "thread_cpu_ns",
-    )
+    __slots__ = ("cache", "given", "others")
+
+    request: Request
 
     def __init__(self, request: Request, module: object, *, flags: int = 0, given: object | None = None) -> None:
         """Open a frame.
@@ -275,7 +279,7 @@ class Frame:
         self.thread = request.thread
         self.now_ns = request.clock.now_ns
         self.thread_cpu_ns = request.clock.thread_cpu_ns
-        self.meter = request.meter
+        self.meter: Meter | None = request.meter
         self.cache: object | None = None
         self.summed: object | None = None
         self.past = 0

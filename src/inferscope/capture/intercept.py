@@ -26,7 +26,7 @@ from inferscope.capture.calls import hold, hold_result, is_assistant, prompt_len
 from inferscope.capture.companions import ASSISTANT, ENCODER, Companions, companions_of, encoded, note_encoded
 from inferscope.capture.contention import TRAFFIC
 from inferscope.capture.device import meter_of
-from inferscope.capture.forward import watched
+from inferscope.capture.forward import timed_stop_check, watched
 from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Inner, Mark, Request
 from inferscope.capture.loops import LoopFrame, Loops
 from inferscope.capture.requests import RawRequest, new_request_id, restart_request_ids
@@ -440,34 +440,8 @@ def _around_compiled_call(
 
 
 def _timed_stop_check(_owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
-    """The stop check with a mark. A plain function: it runs once per token, and wrapt's costs thrice as much."""
-
-    @functools.wraps(original)
-    def stop_check(self: object, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passed through
-        frame = _current()
-        if frame is None or frame.flags & Flag.ASSISTANT:
-            return original(self, *args, **kwargs)
-        now_ns = frame.now_ns
-        try:
-            started = now_ns()
-        except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
-            _step_aside(frame, error)
-            return original(self, *args, **kwargs)
-        try:
-            return original(self, *args, **kwargs)
-        finally:
-            try:
-                request = frame.request
-                rows, row = request.rows, request.row
-                if row and not rows[row - 1]:
-                    rows[row - 2] = started
-                    rows[row - 1] = now_ns()
-                else:
-                    request.marks.append((Mark.STOP, started, now_ns()))
-            except Exception as error:  # noqa: BLE001 - as above
-                _step_aside(frame, error)
-
-    return stop_check
+    """The stop check with a mark."""
+    return timed_stop_check(original, _step_aside)
 
 
 def _timed_inline_check(owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
