@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import opentelemetry.context
 import opentelemetry.trace
@@ -69,6 +69,9 @@ class Result(verdict.Result):
 
 
 _PIPELINE = Pipeline()
+_TERMS: dict[str, CostTerms] = {}
+TERMS_KEPT = 64
+"""Models whose cost polynomials are kept in the process for `cost`."""
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
@@ -551,7 +554,7 @@ def diagnose(record: GenerationRecord, *, device: DeviceSpec | None = None) -> R
     return Result(record=record, diagnosis=opinion, findings=find(record, opinion))
 
 
-def cost(
+def cost(  # noqa: PLR0913 - each one is a measure of a forward
     model_or_config: object,
     *,
     batch_size: int = 1,
@@ -559,19 +562,66 @@ def cost(
     past_len: int = 0,
     dtype: str | None = None,
     logits_to_keep: int = 1,
+    encoder_len: int | None = None,
+    images: int = 0,
+    part: Literal["decoder", "encoder"] = "decoder",
 ) -> PassCost:
     """Operations and bytes of one forward, counted on the meta device: no weights are read or allocated.
 
+    The counts are kept, in this process and in the cache folder: a second call for the same model is an evaluation.
+
     Args:
         model_or_config: A transformers model or configuration.
-        batch_size: Sequences.
+        batch_size: Sequences; for `part="encoder"` of a model that sees, images.
         q_len: New tokens per sequence.
         past_len: Tokens already cached per sequence.
         dtype: Of the weights and activations ("bfloat16"); None: the model's own.
         logits_to_keep: Positions with logits, as `generate` asks for 1; 0 for all.
+        encoder_len: Tokens of the encoder's output that a decoder looks at; needed for an encoder-decoder that does
+            not fix it.
+        images: Images per sequence that go through the vision tower in this forward; their tokens are part of q_len.
+        part: "encoder" for the forward of an encoder or vision tower alone, over q_len tokens where it does not fix
+            how many.
 
     Raises:
         CostUnavailableError: The operators of this model cannot be counted exactly; the message says why.
     """
-    terms = costs.fit(introspect.count(model_or_config, dtype=dtype))
-    return costs.pass_cost(terms, batch_size=batch_size, q_len=q_len, past_len=past_len, logits_to_keep=logits_to_keep)
+    terms = cost_terms(model_or_config, dtype=dtype)
+    if part == "encoder":
+        fixed = terms.structure.encoder_len is not None
+        return costs.encoder_cost(terms, batch_size=batch_size, q_len=None if fixed else q_len)
+    return costs.pass_cost(
+        terms,
+        batch_size=batch_size,
+        q_len=q_len,
+        past_len=past_len,
+        logits_to_keep=logits_to_keep,
+        encoder_len=encoder_len,
+        images=images,
+    )
+
+
+def cost_terms(model_or_config: object, *, dtype: str | None = None) -> CostTerms:
+    """The cost polynomials of a model or configuration, from which any forward is costed without torch.
+
+    Args:
+        model_or_config: A transformers model or configuration.
+        dtype: Of the weights and activations ("bfloat16"); None: the model's own.
+
+    Raises:
+        CostUnavailableError: The operators of this model cannot be counted exactly; the message says why.
+    """
+    digest = introspect.digest_of(model_or_config, dtype)
+    known = _TERMS.get(digest)
+    if known is not None:
+        return known
+    folder = Settings.from_environment().cache_dir / "costs"
+    terms = introspect.load_cost(digest, folder)
+    if terms is None:
+        terms = costs.fit(introspect.count(model_or_config, dtype=dtype))
+        introspect.store_cost(digest, terms, folder)
+    if digest:
+        while len(_TERMS) >= TERMS_KEPT:
+            _TERMS.pop(next(iter(_TERMS)), None)
+        _TERMS[digest] = terms
+    return terms

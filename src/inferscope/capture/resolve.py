@@ -227,6 +227,7 @@ class Resolver:
         self._passes = 0
         self._own_passes = 0  # of the model itself: no encoder's, no draft's
         self._nested: list[Sequence[int]] = []
+        self._encoder_len: int | None = None
         self._speculation = Speculation()
         self._first_stop_ns: int | None = None
         self._first_put_ns: int | None = None
@@ -356,6 +357,8 @@ class Resolver:
         """What follows from where a pass stands among the others."""
         q, past, batch, flags = row[Row.Q], row[Row.PAST], row[Row.BATCH], row[Row.FLAGS]
         self._speculation.add(name, q, past, flags)
+        if name is ENCODE:
+            self._encoder_len = _known(q)
         if flags & _NOT_OWN:
             if self._own_passes and self._after_first_ns is None and name is not ENCODE:
                 self._after_first_ns = entered
@@ -380,6 +383,7 @@ class Resolver:
             phase.pass_ns.add(ended - started)
             phase.add_work(q, past, batch, logits)
             self._self_ns += left - entered - (ended - started)
+            self._encoder_len = _known(q)
             if self._keep_samples:
                 self._sample(ENCODE.name, row)
         self._nested.clear()
@@ -467,6 +471,7 @@ class Resolver:
                 self._origin_ns,
                 wait_known=self._stops > 0,
                 contended_ns=contended_ns.get(phase.name),
+                encoder_len=self._encoder_len,
             )
             for phase in self._phases.values()
         )
@@ -580,7 +585,7 @@ class Resolver:
                 "a hand-written loop: its tokens are derived from its forwards, one from each and padding included"
             )
         if self._passes == 0:
-            notes.append("no forward was seen: its forwards did not pass through the model that is traced")
+            notes.append("no forward was seen: the model's hooks did not fire in this call")
         elif self._stops == 0:
             notes.append(
                 "tokens are not marked in this mode: wait is inside select, the last selection inside tail, "
