@@ -165,7 +165,7 @@ def _defect(stored: _Stored, digest: str) -> str:
     basis = stored.cost.basis
     if basis[: len(BASIS)] != BASIS or not {*"".join(basis)} <= _LETTERS:
         return "coefficients of monomials that are not known"
-    entries = (*stored.cost.operators, *stored.cost.peaks)
+    entries: tuple[OperatorTerms | PeakTerms, ...] = (*stored.cost.operators, *stored.cost.peaks)
     if any(len(terms) != len(basis) for entry in entries for terms in _coefficients(entry)):
         return f"not {len(basis)} coefficients each"
     return ""

@@ -585,7 +585,7 @@ class Resolver:
                 "a hand-written loop: its tokens are derived from its forwards, one from each and padding included"
             )
         if self._passes == 0:
-            notes.append("no forward was seen: the model's hooks did not fire in this call")
+            notes.append("no forward was seen: its forwards did not pass through the model that is traced")
         elif self._stops == 0:
             notes.append(
                 "tokens are not marked in this mode: wait is inside select, the last selection inside tail, "
