@@ -19,14 +19,13 @@ import weakref
 from collections import deque
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import opentelemetry.context
 import opentelemetry.trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from inferscope import notices
-from inferscope.analysis import cost as costs
+from inferscope import costing, notices
 from inferscope.analysis import diagnosis, verdict
 from inferscope.analysis.findings import find
 from inferscope.capture import intercept, introspect
@@ -45,13 +44,12 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from inferscope.analysis.cost import PassCost
     from inferscope.capture.resolve import Finished
     from inferscope.records import GenerationRecord
     from inferscope.sinks.base import Sink
     from inferscope.specs import CostTerms
 
-__all__ = ["Instrumentation", "Result", "Session", "cost", "diagnose", "instrument", "trace"]
+__all__ = ["Instrumentation", "Result", "Session", "diagnose", "instrument", "trace"]
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -69,9 +67,6 @@ class Result(verdict.Result):
 
 
 _PIPELINE = Pipeline()
-_TERMS: dict[str, CostTerms] = {}
-TERMS_KEPT = 64
-"""Models whose cost polynomials are kept in the process for `cost`."""
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
@@ -401,16 +396,11 @@ class _Models:
     def costs(self, module: object, spec: ModelSpec, cache_dir: Path) -> tuple[CostTerms | None, str]:
         """Operator costs by configuration: from this process, from disk, or counted now in quiet moments."""
         if spec.digest not in self._costs:
-            folder = cache_dir / "costs"
-            terms = introspect.load_cost(spec.digest, folder)
-            note = ""
-            if terms is None:
-                try:
-                    terms = costs.fit(introspect.count(module, idle=_wait_for_idle))
-                    introspect.store_cost(spec.digest, terms, folder)
-                except CostUnavailableError as error:
-                    note = str(error)
-            self._costs[spec.digest] = (terms, note)
+            try:
+                terms = costing.kept_terms(module, spec.digest, cache_dir, idle=_wait_for_idle)
+                self._costs[spec.digest] = (terms, "")
+            except CostUnavailableError as error:
+                self._costs[spec.digest] = (None, str(error))
         return self._costs[spec.digest]
 
 
@@ -552,76 +542,3 @@ def diagnose(record: GenerationRecord, *, device: DeviceSpec | None = None) -> R
         device = known if record.device_key in {None, known.key} else None
     opinion = diagnosis.diagnose(record, device=device)
     return Result(record=record, diagnosis=opinion, findings=find(record, opinion))
-
-
-def cost(  # noqa: PLR0913 - each one is a measure of a forward
-    model_or_config: object,
-    *,
-    batch_size: int = 1,
-    q_len: int = 512,
-    past_len: int = 0,
-    dtype: str | None = None,
-    logits_to_keep: int = 1,
-    encoder_len: int | None = None,
-    images: int = 0,
-    part: Literal["decoder", "encoder"] = "decoder",
-) -> PassCost:
-    """Operations and bytes of one forward, counted on the meta device: no weights are read or allocated.
-
-    The counts are kept, in this process and in the cache folder: a second call for the same model is an evaluation.
-
-    Args:
-        model_or_config: A transformers model or configuration.
-        batch_size: Sequences; for `part="encoder"` of a model that sees, images.
-        q_len: New tokens per sequence.
-        past_len: Tokens already cached per sequence.
-        dtype: Of the weights and activations ("bfloat16"); None: the model's own.
-        logits_to_keep: Positions with logits, as `generate` asks for 1; 0 for all.
-        encoder_len: Tokens of the encoder's output that a decoder looks at; needed for an encoder-decoder that does
-            not fix it.
-        images: Images per sequence that go through the vision tower in this forward; their tokens are part of q_len.
-        part: "encoder" for the forward of an encoder or vision tower alone, over q_len tokens where it does not fix
-            how many.
-
-    Raises:
-        CostUnavailableError: The operators of this model cannot be counted exactly; the message says why.
-    """
-    terms = cost_terms(model_or_config, dtype=dtype)
-    if part == "encoder":
-        fixed = terms.structure.encoder_len is not None
-        return costs.encoder_cost(terms, batch_size=batch_size, q_len=None if fixed else q_len)
-    return costs.pass_cost(
-        terms,
-        batch_size=batch_size,
-        q_len=q_len,
-        past_len=past_len,
-        logits_to_keep=logits_to_keep,
-        encoder_len=encoder_len,
-        images=images,
-    )
-
-
-def cost_terms(model_or_config: object, *, dtype: str | None = None) -> CostTerms:
-    """The cost polynomials of a model or configuration, from which any forward is costed without torch.
-
-    Args:
-        model_or_config: A transformers model or configuration.
-        dtype: Of the weights and activations ("bfloat16"); None: the model's own.
-
-    Raises:
-        CostUnavailableError: The operators of this model cannot be counted exactly; the message says why.
-    """
-    digest = introspect.digest_of(model_or_config, dtype)
-    known = _TERMS.get(digest)
-    if known is not None:
-        return known
-    folder = Settings.from_environment().cache_dir / "costs"
-    terms = introspect.load_cost(digest, folder)
-    if terms is None:
-        terms = costs.fit(introspect.count(model_or_config, dtype=dtype))
-        introspect.store_cost(digest, terms, folder)
-    if digest:
-        while len(_TERMS) >= TERMS_KEPT:
-            _TERMS.pop(next(iter(_TERMS)), None)
-        _TERMS[digest] = terms
-    return terms

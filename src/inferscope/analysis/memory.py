@@ -30,7 +30,7 @@ class MemoryAccount:
         weight_bytes: Parameters as stored, read or not.
         kv_bytes: Cache when the request ends.
         kv_bytes_per_token: By how much the cache grows with the next token of every sequence.
-        activation_bytes: What the highest moment has beyond weights and the cache at that moment: inputs,
+        activation_bytes: What the highest moment has beyond weights and the cache as that forward leaves it: inputs,
             intermediate results, logits, and the cache a second time while it is being copied.
         peak_bytes: Weights and everything alive at the highest moment, of prefill or decode.
         peak_phase: "prefill" or "decode", where that moment is.
@@ -38,6 +38,7 @@ class MemoryAccount:
         headroom_bytes: What is left of it at the highest moment; below zero: out of memory.
         largest_batch: The most sequences of these lengths that fit; 0 where not even one does. One more runs out of
             memory.
+        notes: What is assumed about the model's forwards, in words.
     """
 
     batch_size: int
@@ -51,6 +52,7 @@ class MemoryAccount:
     device_bytes: int | None
     headroom_bytes: int | None
     largest_batch: int | None
+    notes: tuple[str, ...] = ()
 
 
 def account(
@@ -88,19 +90,19 @@ def account(
     peak = request.highest(batch_size)
     total = peak[0] + weights if peak is not None and weights is not None else None
     kv_len = input_tokens + output_tokens - 1
-    here, more = (cache_bytes(terms, batch_size, kv_len + ahead, encoder_len) for ahead in (0, 1))
     return MemoryAccount(
         batch_size=batch_size,
         kv_len=kv_len,
         weight_bytes=weights,
-        kv_bytes=here,
-        kv_bytes_per_token=more - here,
-        activation_bytes=peak[0] - cache_bytes(terms, batch_size, peak[2], encoder_len) if peak is not None else None,
+        kv_bytes=request.cache_bytes(batch_size, *request.passes[-1][1:]),
+        kv_bytes_per_token=request.cache_bytes(batch_size, 1, kv_len) - request.cache_bytes(batch_size, 1, kv_len - 1),
+        activation_bytes=peak[0] - peak[2] if peak is not None else None,
         peak_bytes=total,
         peak_phase=peak[1] if peak is not None else None,
         device_bytes=capacity,
         headroom_bytes=capacity - total if capacity is not None and total is not None else None,
         largest_batch=_most(request, capacity - weights) if capacity is not None and weights is not None else None,
+        notes=terms.notes,
     )
 
 
@@ -128,19 +130,30 @@ def largest_batch(
     return found.largest_batch
 
 
-def cache_bytes(terms: CostTerms, batch_size: int, kv_len: int, encoder_len: int | None = None) -> int:
-    """Storage of the cache behind `kv_len` tokens of every sequence."""
+def cache_bytes(terms: CostTerms, *, batch_size: int, q_len: int, past_len: int, encoder_len: int | None = None) -> int:
+    """Storage of the cache after a forward, of the kind that grows by concatenation (`DynamicCache`).
+
+    A layer with a window keeps the end of what the forward concatenated, and with it the memory of all of that: of a
+    whole prompt, until the next forward.
+
+    Args:
+        terms: Of the model.
+        batch_size: Sequences.
+        q_len: New tokens per sequence.
+        past_len: Tokens cached before the forward, per sequence.
+        encoder_len: Tokens of the encoder's output; None where there is none or the model fixes it.
+    """
     if not terms.caches:
-        return terms.kv_bytes_per_token * batch_size * kv_len
+        return terms.kv_bytes_per_token * batch_size * (past_len + q_len)
     length = (terms.structure.encoder_len if terms.structure.encoder else None) or encoder_len or 0
-    return batch_size * sum(cache.unit_bytes * _units(cache, kv_len, length) for cache in terms.caches)
+    return batch_size * sum(cache.unit_bytes * _units(cache, q_len, past_len, length) for cache in terms.caches)
 
 
-def _units(cache: CacheTerms, kv_len: int, encoder_len: int) -> int:
+def _units(cache: CacheTerms, q_len: int, past_len: int, encoder_len: int) -> int:
     if cache.kind == "tokens":
-        return kv_len
+        return past_len + q_len
     if cache.kind == "window":
-        return min(kv_len, max((cache.window or 1) - 1, 1))
+        return min(past_len, max((cache.window or 1) - 1, 0)) + q_len
     return 1 if cache.kind == "state" else encoder_len
 
 
@@ -188,14 +201,20 @@ class _Request:
     def __init__(self, terms: CostTerms, input_tokens: int, output_tokens: int, encoder_len: int | None) -> None:
         self._terms = terms
         self._encoder_len = encoder_len
-        self._passes = [("prefill", input_tokens, 0)]
+        self.passes = [("prefill", input_tokens, 0)]
         if output_tokens > 1:
-            self._passes.append(("decode", 1, input_tokens + output_tokens - 2))
+            self.passes += [("decode", 1, input_tokens), ("decode", 1, input_tokens + output_tokens - 2)]
+
+    def cache_bytes(self, batch_size: int, q_len: int, past_len: int) -> int:
+        """Storage of the cache after a forward."""
+        return cache_bytes(
+            self._terms, batch_size=batch_size, q_len=q_len, past_len=past_len, encoder_len=self._encoder_len
+        )
 
     def highest(self, batch_size: int) -> tuple[int, str, int] | None:
-        """Bytes beside the weights, the phase, and the tokens cached then; None where a forward was not followed."""
+        """Bytes beside the weights, the phase, and the cache after it; None where a forward was not followed."""
         found = []
-        for phase, q_len, past_len in self._passes:
+        for phase, q_len, past_len in self.passes:
             peak = peak_bytes(
                 self._terms,
                 batch_size=batch_size,
@@ -205,8 +224,16 @@ class _Request:
             )
             if peak is None:
                 return None
-            found.append((peak, phase, past_len + q_len))
+            peak += self._prompt_held(batch_size, q_len, past_len)
+            found.append((peak, phase, self.cache_bytes(batch_size, q_len, past_len)))
         return max(found)
+
+    def _prompt_held(self, batch_size: int, q_len: int, past_len: int) -> int:
+        """What layers with windows still hold of the prompt in the first forward behind it, at most."""
+        if past_len != self.passes[0][1]:
+            return 0
+        after_prompt = self.cache_bytes(batch_size, past_len, 0)
+        return max(0, after_prompt - self.cache_bytes(batch_size, q_len, past_len - q_len))
 
 
 def _most(request: _Request, room_bytes: int) -> int | None:

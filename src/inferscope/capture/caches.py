@@ -92,15 +92,17 @@ def resized(template: Any, batch_size: int, past_len: int) -> Any:
         return None
     cache: Any = copy.deepcopy(template)
     for layer in cache.layers:
-        kept = past_len
+        kept = stored = past_len
         if type(layer).__name__ == "DynamicSlidingWindowLayer":
             layer.cumulative_length = past_len
+            # What it keeps is the end of what it last concatenated, and holds the memory of all of that.
             kept = min(past_len, layer.sliding_window - 1)
+            stored = kept if past_len < layer.sliding_window - 1 else layer.sliding_window
         for name in ("keys", "values"):
             tensor = getattr(layer, name)
             size = list(tensor.shape)
-            size[0], size[-2] = batch_size, kept
-            setattr(layer, name, tensor.new_empty(size))
+            size[0], size[-2] = batch_size, stored
+            setattr(layer, name, tensor.new_empty(size)[..., stored - kept :, :])
     return cache
 
 

@@ -168,10 +168,9 @@ class _Counting:
         for regime, segment in plan.segments(cached=self._keeps_cache):
             if regime == "continuation" or self._loops:
                 continue
-            rows = [self._as_kept(row) for row in plan.rows(regime, segment) if row.batch_size > 1]
-            histories = [self._lifetimes(row) for row in rows]
-            steps = highest_steps(histories)
-            for row, history in zip(rows, histories, strict=True) if steps else ():
+            followed = [(row, self._lifetimes(row)) for row in map(self._as_kept, plan.followed(regime, segment))]
+            steps = highest_steps([history for _, history in followed])
+            for row, history in followed if steps else ():
                 live = tuple(history[step] for step in steps or ())
                 yield replace(_shape_count(row, ()), live_bytes=live)
 

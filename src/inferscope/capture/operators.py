@@ -209,7 +209,9 @@ class FunctionSeam(TorchFunctionMode):
     ) -> torch.Tensor:
         del dropout_p
         with self._recorder.mute():
+            workspace = _attention_workspace(query, attn_mask) if self._recorder.lifetimes is not None else ()
             out = _attention_output(query, value)
+            del workspace
         if self._recorder.muted:
             return out
         products = query.shape[:-1].numel() * key.shape[-2]
@@ -226,6 +228,14 @@ class FunctionSeam(TorchFunctionMode):
             )
         )
         return out
+
+
+def _attention_workspace(query: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """What fused kernels have in memory beside their output: a sum per row, and a mask of truths as numbers."""
+    sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+    if mask is None or mask.dtype is not torch.bool:
+        return (sums,)
+    return sums, torch.empty_like(mask, dtype=query.dtype)
 
 
 def _attention_output(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from inferscope.capture.tally import ForwardShape
@@ -69,6 +69,40 @@ class Plan:
             if len(rows) == wanted:
                 break
         return list(rows.values())
+
+    def followed(self, regime: Regime, segment: str) -> list[ForwardShape]:
+        """Batches whose memory is to be followed: some at both ends of the segment, the others between.
+
+        A moment that is below another one at all ends is below it everywhere between them, since bytes are a
+        product of powers of one in each letter.
+        """
+        rows = [row for row in self.rows(regime, segment) if row.batch_size > 1]
+        ends = self._ends(regime, segment)
+        corners = [
+            replace(rows[0], batch_size=batch, q_len=q, past_len=past, logits=1)
+            for batch in (2, 64)
+            for q, past in ends
+        ]
+        enough = len(columns_of(self.structure, regime, segment, keeps_logits=self.keeps_logits)) + 2
+        return [*corners, *rows[: max(enough - len(corners) + 2, 4)]]
+
+    def _ends(self, regime: Regime, segment: str) -> list[tuple[int, int]]:
+        """The shortest and the longest lengths in a segment, of those tried."""
+        chunk = self.structure.scan_chunk or 0
+        limits = {1, 2, 3, 4, 5, chunk, chunk + 1, 4001}
+        for window in self.structure.windows:
+            limits |= {window - 2, window - 1, window, window + 1, 2 * window + 1, 4 * window + 1}
+        lengths = sorted(limit for limit in limits if limit > 0)
+        if regime == "encode":
+            return []
+        found = [
+            (q, past)
+            for q in ([1] if regime == "decode" else lengths)
+            for past in ([0] if regime == "prefill" or segment == "first" else lengths)
+            if regime_of(q, past) == regime and segment_of(self.structure, regime, q, past) == segment
+        ]
+        by_length = sorted(found, key=sum)
+        return [by_length[0], by_length[-1]] if len(by_length) > 1 else by_length
 
     def _lengths(self, regime: Regime, source: random.Random) -> tuple[int, int]:
         def length(least: int, before: int = 0) -> int:

@@ -23,6 +23,10 @@ __all__ = ["ForwardShape", "Tally", "Weights", "expert_kind"]
 _EXPERT_NOTE = (
     "expert weights: as many different experts as tokens that choose uniformly would reach, E(1 - (1 - k/E)^tokens)"
 )
+_WIDTHS_NOTE = (
+    "attention over keys and values of different widths: counted as one fused kernel; where torch has none (on a "
+    "CPU), scores are written, and take memory and bytes that are not counted"
+)
 _CACHE_KINDS = {"copy", "move", "overwrite", "scatter"}
 _MATRIX = 2
 
@@ -185,6 +189,8 @@ class Tally:
 
     def _matmul_group(self, seen: Seen) -> str:
         if seen.name == ATTENTION:
+            if seen.operands[0].shape[-1] != seen.operands[2].shape[-1]:
+                self.notes.add(_WIDTHS_NOTE)
             return "attention"
         if seen.name == PACKED_LINEAR:
             return f"linear {seen.inputs[0].shape[-1]}x{seen.outputs[0].shape[-1]}"
