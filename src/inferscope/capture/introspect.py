@@ -17,6 +17,7 @@ import torch
 
 from inferscope import notices
 from inferscope.capture.counting import count
+from inferscope.capture.mirror import gather_tensors
 from inferscope.capture.operators import parts_of, storage_key
 from inferscope.specs import BASIS, EXPERT_LETTERS, CostTerms, ModelSpec, OperatorTerms, PeakTerms
 
@@ -257,8 +258,13 @@ def _stored_bytes(parameters: Iterable[torch.Tensor]) -> int:
 
 
 def _stored_tensors(model: torch.nn.Module, parameters: list[tuple[str, torch.Tensor]]) -> Iterator[torch.Tensor]:
-    """Parameters, and buffers that are saved with them: scales and codes of quantised weights are such."""
-    yield from (parameter for _, parameter in parameters)
+    """Parameters with the scales and codes of quantised ones, and buffers that are saved with them."""
+    for _, parameter in parameters:
+        yield parameter
+        inside: dict[int, torch.Tensor] = {}
+        for value in list(vars(parameter).values()):
+            gather_tensors(value, inside, 1)
+        yield from inside.values()
     saved = model.state_dict(keep_vars=True)
     yield from (buffer for name, buffer in model.named_buffers() if name in saved)
 

@@ -15,7 +15,7 @@ import torch
 from inferscope.capture.operators import PACKED_LINEAR, FunctionSeam, Recorder, Seen, parts_of, storage_key
 from inferscope.errors import CostUnavailableError
 
-__all__ = ["Stage", "first_line", "mirrored"]
+__all__ = ["Stage", "first_line", "gather_tensors", "mirrored"]
 
 _SIZES = (("in_features", "out_features"), ("infeatures", "outfeatures"))
 
@@ -77,7 +77,7 @@ class _Blanks:
         """Blanks of everything a module stores, the attributes of its quantised parameters included."""
         found: dict[int, torch.Tensor] = {}
         for value in (*module.parameters(), *module.buffers(), *vars(module).values()):
-            _gather_tensors(value, found, depth=0)
+            gather_tensors(value, found)
         return [self._form(part) for part in found.values()]
 
     def _form(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -95,17 +95,23 @@ class _Blanks:
         return self._bases[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-def _gather_tensors(value: Any, found: dict[int, torch.Tensor], depth: int) -> None:
-    """Tensors behind an attribute: quantised parameters keep scales and codes in objects of their own."""
+def gather_tensors(value: Any, found: dict[int, torch.Tensor], depth: int = 0) -> None:
+    """Tensors behind a parameter or attribute: quantised parameters keep scales and codes in objects of their own.
+
+    Args:
+        value: Where to look.
+        found: Takes what is found, by its storage.
+        depth: How many objects this one is inside of.
+    """
     if isinstance(value, torch.Tensor):
         for part in parts_of(value):
             if part.numel():
                 found.setdefault(storage_key(part), part)
         for extra in vars(value).values() if hasattr(value, "__dict__") else ():
-            _gather_tensors(extra, found, depth + 1)
+            gather_tensors(extra, found, depth + 1)
     elif hasattr(value, "__dict__") and depth and depth < 3 and not isinstance(value, torch.nn.Module | type):  # noqa: PLR2004 - parameter, state, nested state
         for extra in vars(value).values():
-            _gather_tensors(extra, found, depth + 1)
+            gather_tensors(extra, found, depth + 1)
 
 
 def _linear_sizes(module: torch.nn.Module) -> tuple[int, int] | None:
@@ -131,7 +137,10 @@ def _is_plain(module: torch.nn.Module, sizes: tuple[int, int]) -> bool:
 
 
 def _copied_linear(module: torch.nn.Module, sizes: tuple[int, int], memo: dict[int, Any]) -> torch.nn.Module | None:
-    """A copy that runs on shapes and multiplies what a linear layer does, or None where it does not."""
+    """A copy that runs on shapes and multiplies by what it stores, or None where it does something else.
+
+    A layer that makes its weight anew from what it stores, before it multiplies, is none.
+    """
     rows = 3
     try:
         twin: torch.nn.Module = copy.deepcopy(module, memo)
@@ -146,7 +155,18 @@ def _copied_linear(module: torch.nn.Module, sizes: tuple[int, int], memo: dict[i
     right = isinstance(out, torch.Tensor) and tuple(out.shape) == (rows, sizes[1])
     flops = sum(seen.flops for seen in recorder.seen)
     unknown = any(seen.kind == "unknown" for seen in recorder.seen)
-    return twin if right and flops == 2 * rows * sizes[0] * sizes[1] and not unknown else None
+    whole = right and flops == 2 * rows * sizes[0] * sizes[1] and not unknown
+    return twin if whole and _multiplies_stored(twin, recorder.seen) else None
+
+
+def _multiplies_stored(module: torch.nn.Module, seen: list[Seen]) -> bool:
+    """Whether every product is one with a tensor of the module, or with a copy of one in another dtype."""
+    stored = {storage_key(part) for tensor in (*module.parameters(), *module.buffers()) for part in parts_of(tensor)}
+    for entry in seen:
+        if entry.kind == "copy" and storage_key(entry.inputs[0]) in stored:
+            stored.add(storage_key(entry.outputs[0]))
+    products = [entry for entry in seen if entry.kind == "matmul"]
+    return all(any(storage_key(operand) in stored for operand in entry.operands) for entry in products)
 
 
 class _PackedLinear(torch.nn.Module):

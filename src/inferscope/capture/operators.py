@@ -174,7 +174,8 @@ class FunctionSeam(TorchFunctionMode):
     """Holds still what torch takes apart in different ways.
 
     Scaled dot product attention becomes one operator, for its decomposition differs between devices. A linear
-    layer with bias stays one, for on a slice of several sequences torch would add the bias in a second operator.
+    layer stays one, for on a slice of several sequences torch would add its bias in a second operator, or multiply
+    each sequence by itself where the weights are frozen.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -187,8 +188,7 @@ class FunctionSeam(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
-        has_bias = func is torch.nn.functional.linear and len(args) == 3 and args[2] is not None  # noqa: PLR2004
-        if has_bias and not args[0].is_contiguous():
+        if func is torch.nn.functional.linear and len(args) > 1 and _splits(*args):
             args = (self._blank(args[0]), *args[1:])
         return func(*args, **kwargs)
 
@@ -228,6 +228,11 @@ class FunctionSeam(TorchFunctionMode):
             )
         )
         return out
+
+
+def _splits(left: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
+    """Whether torch takes a linear layer on this slice apart: with a bias, or with weights that are not trained."""
+    return not left.is_contiguous() and (bias is not None or not weight.requires_grad)
 
 
 def _attention_workspace(query: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
