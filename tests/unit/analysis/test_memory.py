@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +39,7 @@ def row(**values):
     return tuple(values.get(name.replace("1", "one"), 0) for name in BASIS)
 
 
-def terms(*, peaks=True):
+def terms(*, peaks=True, window_bytes=7):
     def operator(index, regime, segment):
         made = {quantity: row(one=index, bk=3 + index, bq=5, b=index) for quantity in QUANTITIES}
         return OperatorTerms(group="linear", regime=regime, segment=segment, **made)
@@ -49,7 +51,7 @@ def terms(*, peaks=True):
         logits_bytes=4,
         supports_logits_to_keep=True,
         structure=Structure(windows=(WINDOW,)),
-        caches=CACHES,
+        caches=tuple(replace(cache, unit_bytes=window_bytes) if cache.window else cache for cache in CACHES),
         stored_bytes=1000,
         peaks=tuple(PeakTerms(regime=regime, segment=segment, live_bytes=live) for regime, segment in KINDS)
         if peaks
@@ -103,11 +105,11 @@ def test_an_account_adds_up():
 
 
 def test_the_first_forward_behind_a_prompt_holds_what_windows_have_of_it():
-    found = account(model(), batch_size=1, input_tokens=500, output_tokens=2)
-    assert found.peak_phase == "prefill"
     steady, prompt = 11 + 40 * 501 + 60, 11 + 40 * 500 + 60 * 500
-    held = (500 - WINDOW) * 7
-    assert found.peak_bytes == 1000 + max(prompt, steady + held)
+    for window_bytes, phase in ((7, "prefill"), (100, "decode")):
+        found = account(model(window_bytes=window_bytes), batch_size=1, input_tokens=500, output_tokens=2)
+        held = (500 - WINDOW) * window_bytes
+        assert (found.peak_phase, found.peak_bytes) == (phase, 1000 + max(prompt, steady + held))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1001, 200_000))
