@@ -351,7 +351,7 @@ def measured_peak_bytes(name, b, q, past):
 
 @pytest.mark.parametrize("name", ["mqa", "mistral, window", "gemma3, windows", "mixtral", "bamba"])
 def test_the_highest_moment_is_that_of_a_real_forward(name):
-    for b, q, past in ((2, 40, 0), (3, 90, 0), (2, 1, 5), (3, 1, 33)):
+    for b, q, past in ((2, 9, 0), (2, 40, 0), (3, 90, 0), (2, 1, 5), (3, 1, 33)):
         counted_bytes = peak_bytes(terms_of(name), batch_size=b, q_len=q, past_len=past)
         assert counted_bytes == measured_peak_bytes(name, b, q, past), (b, q, past)
 

@@ -89,10 +89,10 @@ class Plan:
     def _ends(self, regime: Regime, segment: str) -> list[tuple[int, int]]:
         """The shortest and the longest lengths in a segment, of those tried."""
         chunk = self.structure.scan_chunk or 0
-        limits = {1, 2, 3, 4, 5, chunk, chunk + 1, 4001}
+        limits = {1, 2, 3, 4, 5, chunk - 1, chunk + 1, 4001}
         for window in self.structure.windows:
             limits |= {window - 2, window - 1, window, window + 1, 2 * window + 1, 4 * window + 1}
-        lengths = sorted(limit for limit in limits if limit > 0)
+        lengths = sorted(limit for limit in limits if limit > 0 and not (chunk and limit % chunk == 0))
         if regime == "encode":
             return []
         found = [
