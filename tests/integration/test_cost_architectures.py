@@ -31,12 +31,13 @@ WIDTHS = {
     "num_key_value_heads": 2,
 }
 MAMBA2 = {"mamba_n_heads": 12, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": CHUNK}
-WINDOWS = ["sliding_attention", "full_attention"] * 2
+SHALLOW = {**WIDTHS, "num_hidden_layers": 2}
+WINDOWS = ["sliding_attention", "full_attention"]
 CONFIGS = {
     "mqa": lambda t: t.GPTBigCodeConfig(vocab_size=101, n_embd=48, n_layer=2, n_head=6, multi_query=True),
     "mistral, window": lambda t: t.MistralConfig(**WIDTHS, sliding_window=WINDOW),
-    "gemma2, windows": lambda t: t.Gemma2Config(**WIDTHS, head_dim=8, sliding_window=WINDOW, layer_types=WINDOWS),
-    "gemma3, windows": lambda t: t.Gemma3TextConfig(**WIDTHS, head_dim=8, sliding_window=WINDOW, layer_types=WINDOWS),
+    "gemma2, windows": lambda t: t.Gemma2Config(**SHALLOW, head_dim=8, sliding_window=WINDOW, layer_types=WINDOWS),
+    "gemma3, windows": lambda t: t.Gemma3TextConfig(**SHALLOW, head_dim=8, sliding_window=WINDOW, layer_types=WINDOWS),
     "mixtral": lambda t: t.MixtralConfig(**WIDTHS, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
     "qwen2 moe": lambda t: t.Qwen2MoeConfig(
         **WIDTHS,
@@ -48,7 +49,7 @@ CONFIGS = {
     "deepseek v3": mode_models.CONFIGS["deepseek v3"],
     "mamba": lambda t: t.MambaConfig(vocab_size=101, hidden_size=48, num_hidden_layers=2, state_size=8),
     "jamba": mode_models.CONFIGS["jamba"],
-    "bamba": lambda t: t.BambaConfig(**WIDTHS, attn_layer_indices=[1, 3], **MAMBA2),
+    "bamba": lambda t: t.BambaConfig(**SHALLOW, attn_layer_indices=[1], **MAMBA2),
     "t5": lambda t: mode_models.t5().config,
     "bart": lambda t: mode_models.bart().config,
     "whisper": lambda t: t.WhisperConfig(**{**mode_models.whisper().config.to_dict(), "max_target_positions": 64}),
@@ -120,12 +121,12 @@ def counted(run):
 
 
 def unfused_masked_flops(b, q, past):
-    """Of two layers with a window and two without, 6 heads of width 8: pairs of a query and a key it must not see."""
+    """Of a layer with a window and one without, 6 heads of width 8: pairs of a query and a key it must not see."""
     places = [(row, key) for row in range(past, past + q) for key in range(past + q)]
     kept = min(past, WINDOW - 1) + q  # keys that a layer with a window is given
     seen = sum(key <= row for row, key in places)
     near = sum(row - WINDOW < key <= row for row, key in places)
-    return 2 * 4 * 6 * 8 * b * ((q * (past + q) - seen) + (q * kept - near))
+    return 4 * 6 * 8 * b * ((q * (past + q) - seen) + (q * kept - near))
 
 
 def cache_in(output):
