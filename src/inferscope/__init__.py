@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inferscope.analysis.cost import PassCost as PassCost
+    from inferscope.analysis.memory import MemoryAccount as MemoryAccount
     from inferscope.analysis.verdict import Diagnosis as Diagnosis
     from inferscope.analysis.verdict import Evidence as Evidence
     from inferscope.analysis.verdict import Finding as Finding
     from inferscope.capture.loops import phase as phase
+    from inferscope.costing import cost as cost
+    from inferscope.costing import memory as memory
     from inferscope.errors import InferscopeError as InferscopeError
     from inferscope.experiments.lint import LintReport as LintReport
     from inferscope.experiments.lint import lint as lint
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from inferscope.session import Instrumentation as Instrumentation
     from inferscope.session import Result as Result
     from inferscope.session import Session as Session
-    from inferscope.session import cost as cost
     from inferscope.session import diagnose as diagnose
     from inferscope.session import instrument as instrument
     from inferscope.session import trace as trace
@@ -48,15 +50,17 @@ _PLACES = {
     "InferscopeError": "errors",
     "Instrumentation": "session",
     "LintReport": "experiments.lint",
+    "MemoryAccount": "analysis.memory",
     "ModelSpec": "specs",
     "PassCost": "analysis.cost",
     "Result": "session",
     "Session": "session",
     "calibrate": "hardware.calibration",
-    "cost": "session",
+    "cost": "costing",
     "diagnose": "session",
     "instrument": "session",
     "lint": "experiments.lint",
+    "memory": "costing",
     "phase": "capture.loops",
     "read_records": "sinks.jsonl",
     "setup": "sinks.setup",
@@ -73,6 +77,7 @@ __all__ = [
     "InferscopeError",
     "Instrumentation",
     "LintReport",
+    "MemoryAccount",
     "ModelSpec",
     "PassCost",
     "Result",
@@ -83,6 +88,7 @@ __all__ = [
     "diagnose",
     "instrument",
     "lint",
+    "memory",
     "phase",
     "read_records",
     "setup",

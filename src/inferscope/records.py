@@ -18,6 +18,7 @@ __all__ = [
     "DeviceTime",
     "GenerationRecord",
     "Ledger",
+    "PassRun",
     "PassSample",
     "PhaseLedger",
     "PhaseRecord",
@@ -151,6 +152,27 @@ class DeviceTime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PassRun:
+    """Passes of one shape, behind caches that grow evenly.
+
+    Attributes:
+        batch_size: Sequences.
+        q_len: New tokens per sequence.
+        past_len: Tokens in the cache at the first of the passes, per sequence.
+        logits: Positions per sequence whose logits were computed.
+        passes: Number of passes.
+        step: By how many tokens the cache is longer at each next pass.
+    """
+
+    batch_size: int
+    q_len: int
+    past_len: int
+    logits: int
+    passes: int = 1
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What the passes of a phase were asked to do, summed so that any cost polynomial can be evaluated.
 
@@ -158,11 +180,16 @@ class Work:
         regime: Which polynomials apply.
         passes: Number of passes summed.
         monomials: Sums over the passes of `specs.BASIS`, in its order.
+        runs: The same passes by shape, for models whose cost is not one polynomial of those; None where there were
+            too many different ones to keep.
+        encoder_len: Tokens of the encoder's output that was looked at; None where that is not known.
     """
 
     regime: Regime
     passes: int
     monomials: tuple[int, ...]
+    runs: tuple[PassRun, ...] | None = None
+    encoder_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,8 +25,7 @@ import opentelemetry.context
 import opentelemetry.trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from inferscope import notices
-from inferscope.analysis import cost as costs
+from inferscope import costing, notices
 from inferscope.analysis import diagnosis, verdict
 from inferscope.analysis.findings import find
 from inferscope.capture import intercept, introspect
@@ -45,13 +44,12 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from inferscope.analysis.cost import PassCost
     from inferscope.capture.requests import Finished
     from inferscope.records import GenerationRecord
     from inferscope.sinks.base import Sink
     from inferscope.specs import CostTerms
 
-__all__ = ["Instrumentation", "Result", "Session", "cost", "diagnose", "instrument", "trace"]
+__all__ = ["Instrumentation", "Result", "Session", "diagnose", "instrument", "trace"]
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -399,16 +397,11 @@ class _Models:
     def costs(self, module: object, spec: ModelSpec, cache_dir: Path) -> tuple[CostTerms | None, str]:
         """Operator costs by configuration: from this process, from disk, or counted now in quiet moments."""
         if spec.digest not in self._costs:
-            folder = cache_dir / "costs"
-            terms = introspect.load_cost(spec.digest, folder)
-            note = ""
-            if terms is None:
-                try:
-                    terms = costs.fit(introspect.count(module, idle=_wait_for_idle))
-                    introspect.store_cost(spec.digest, terms, folder)
-                except CostUnavailableError as error:
-                    note = str(error)
-            self._costs[spec.digest] = (terms, note)
+            try:
+                terms = costing.kept_terms(module, spec.digest, cache_dir, idle=_wait_for_idle)
+                self._costs[spec.digest] = (terms, "")
+            except CostUnavailableError as error:
+                self._costs[spec.digest] = (None, str(error))
         return self._costs[spec.digest]
 
 
@@ -559,29 +552,3 @@ def diagnose(record: GenerationRecord, *, device: DeviceSpec | None = None) -> R
         device = known if record.device_key in {None, known.key} else None
     opinion = diagnosis.diagnose(record, device=device)
     return Result(record=record, diagnosis=opinion, findings=find(record, opinion))
-
-
-def cost(
-    model_or_config: object,
-    *,
-    batch_size: int = 1,
-    q_len: int = 512,
-    past_len: int = 0,
-    dtype: str | None = None,
-    logits_to_keep: int = 1,
-) -> PassCost:
-    """Operations and bytes of one forward, counted on the meta device: no weights are read or allocated.
-
-    Args:
-        model_or_config: A transformers model or configuration.
-        batch_size: Sequences.
-        q_len: New tokens per sequence.
-        past_len: Tokens already cached per sequence.
-        dtype: Of the weights and activations ("bfloat16"); None: the model's own.
-        logits_to_keep: Positions with logits, as `generate` asks for 1; 0 for all.
-
-    Raises:
-        CostUnavailableError: The operators of this model cannot be counted exactly; the message says why.
-    """
-    terms = costs.fit(introspect.count(model_or_config, dtype=dtype))
-    return costs.pass_cost(terms, batch_size=batch_size, q_len=q_len, past_len=past_len, logits_to_keep=logits_to_keep)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = [
     "BASIS",
+    "EXPERT_LETTERS",
+    "CacheTerms",
     "Ceiling",
     "CostTerms",
     "CountTable",
@@ -14,21 +17,34 @@ __all__ = [
     "GroupCount",
     "ModelSpec",
     "OperatorTerms",
+    "PeakTerms",
     "Regime",
     "ShapeCount",
     "Source",
+    "Structure",
+    "block_pairs",
+    "columns_of",
+    "distinct_experts",
     "monomials",
     "regime_of",
+    "segment_of",
+    "window_pairs",
 ]
 
 Source = Literal["measured", "analytic", "datasheet"]
-Regime = Literal["prefill", "decode", "continuation"]
+Regime = Literal["prefill", "decode", "continuation", "encode"]
 
 BASIS = ("1", "q", "k", "b", "bq", "bk", "qk", "bqk", "bn", "bqq")
 """Monomials of the cost polynomials: b sequences, q new tokens each, k = past + q, n positions with logits.
 
-`bqq` is there for causal attention behind a cache: b·(q·past + q(q + 1)/2) = bqk - bqq/2 + bq/2.
+`bqq` is there for causal attention behind a cache: b·(q·past + q(q + 1)/2) = bqk - bqq/2 + bq/2. A model with more
+variables than these has the further monomials of `columns_of`.
 """
+
+ONE_CHUNK = " one chunk"
+SHORT = " short"
+EXPERT_LETTERS = "xyz"
+"""Distinct experts read, one letter per kind of expert layer."""
 
 
 def monomials(batch_size: int, q_len: int, past_len: int, logits: int) -> tuple[int, ...]:
@@ -47,12 +63,121 @@ def monomials(batch_size: int, q_len: int, past_len: int, logits: int) -> tuple[
 def regime_of(q_len: int, past_len: int) -> Regime:
     """Which polynomials a pass follows: one new token, several behind a cache, or several with nothing cached.
 
-    One token is "decode" even with nothing cached: it takes the same operators. A pass without a cache is
-    costed at past 0, whatever was generated before it.
+    One token is "decode" even with nothing cached; where that takes other operators, it is a segment of its own
+    (`segment_of`). A pass without a cache is costed at past 0, whatever was generated before it. "encode" is never
+    the answer: an encoder's forwards are named by who runs them.
     """
     if q_len == 1:
         return "decode"
     return "prefill" if past_len == 0 else "continuation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Structure:
+    """What makes a model's cost more than one polynomial per regime in batch and lengths.
+
+    Attributes:
+        windows: Lengths in tokens beyond which some layers attend to, or keep, no more; ascending.
+        starts_apart: One token with nothing cached takes other operators than one behind a cache: states begin,
+            or the encoder's keys and values are made.
+        scan_chunk: Tokens of the chunks in which a recurrent layer scans a sequence; None without such a layer.
+        state_len: Tokens that a recurrent layer's convolution keeps: a shorter prompt is filled up to them; or None.
+        attention_chunk: Tokens of the blocks within which some layers attend; None without such a layer.
+        experts: (experts, experts per token) of each kind of expert layer.
+        encoder: Whether a decoder looks at an encoder's output.
+        encoder_len: Tokens of that output where the model fixes them, or None.
+    """
+
+    windows: tuple[int, ...] = ()
+    starts_apart: bool = False
+    scan_chunk: int | None = None
+    state_len: int | None = None
+    attention_chunk: int | None = None
+    experts: tuple[tuple[int, int], ...] = ()
+    encoder: bool = False
+    encoder_len: int | None = None
+
+
+def segment_of(structure: Structure, regime: Regime, q_len: int, past_len: int) -> str:
+    """Within which limits of the model a pass lies: cost is one polynomial per regime and segment.
+
+    Returns:
+        "first" for one token with nothing cached where that is apart; else one digit per window w: "0" where
+        the sequence is shorter than w, "2" where the cache alone fills the window, "1" between; "" without windows.
+        " one chunk" is added where several new tokens fit into one chunk of a scan, " short" where they are the
+        first and fewer than a convolution keeps.
+    """
+    if regime == "encode":
+        return ""
+    if structure.starts_apart and q_len == 1 and past_len == 0:
+        return "first"
+    digits = (
+        "0" if past_len + q_len < window else "1" if past_len < window - 1 else "2" for window in structure.windows
+    )
+    fits = structure.scan_chunk is not None and 1 < q_len <= structure.scan_chunk
+    short = structure.state_len is not None and past_len == 0 and 1 < q_len < structure.state_len
+    return "".join((*digits, ONE_CHUNK if fits else "", SHORT if short else ""))
+
+
+def columns_of(structure: Structure, regime: Regime, segment: str, *, keeps_logits: bool = True) -> tuple[str, ...]:
+    """The monomials of a regime and segment, leaving out those that are the same number as another one there.
+
+    Each is a product of letters: those of `BASIS`; e, tokens of the encoder's output; c, chunks of a scan; t, pairs
+    of tokens that share a block of attention; x, y, z, distinct experts.
+
+    Args:
+        structure: Of the model.
+        regime: Regime of the passes.
+        segment: Their segment.
+        keeps_logits: Whether the model computes logits at fewer than q positions when asked.
+    """
+    several = regime in {"prefill", "continuation"}
+    if regime == "encode":
+        return ("1", "b") if structure.encoder_len else ("1", "q", "b", "bq", "qk", "bqk")
+    if segment == "first":
+        names = ["1", "b"]
+    elif several:
+        names = [*BASIS] if regime == "continuation" else ["1", "q", "b", "bq", "qk", "bqk", "bn"]
+        names = [name for name in names if name != "bn" or keeps_logits]
+    else:
+        names = ["1", "k", "b", "bk"]
+    if structure.windows and regime == "continuation":
+        names += ["qq", "kk", "bkk"] if "1" in segment else ["qq"]
+    if structure.encoder and not structure.encoder_len:
+        names += ["e", "be", "qe", "bqe"] if several else ["e", "be"]
+    if structure.scan_chunk and several and ONE_CHUNK not in segment:
+        names += ["c", "bc", "cc", "bcc", "qc", "bqc"]
+    within = dict(zip(structure.windows, segment, strict=False)).get(structure.attention_chunk or 0) == "0"
+    if structure.attention_chunk and segment != "first" and not within:
+        names.append("bt")
+    return (*names, *EXPERT_LETTERS[: len(structure.experts)])
+
+
+def window_pairs(window: int | None, q_len: int, past_len: int) -> int:
+    """Pairs of a new token and one it may look at: of all before, or of the last `window`, itself included."""
+    total = past_len + q_len
+    if window is None or total <= window:
+        return q_len * past_len + q_len * (q_len + 1) // 2
+    growing = max(0, window - past_len)  # new tokens that still see all before them
+    return growing * past_len + growing * (growing + 1) // 2 + (q_len - growing) * window
+
+
+def block_pairs(block: int, q_len: int, past_len: int) -> int:
+    """Pairs of a new token and one it may look at, where attention stays within blocks of that many tokens."""
+    whole, rest = divmod(past_len + q_len, block)
+    whole_before, rest_before = divmod(past_len, block)
+    per_block = block * (block + 1) // 2
+    return (whole - whole_before) * per_block + rest * (rest + 1) // 2 - rest_before * (rest_before + 1) // 2
+
+
+def distinct_experts(experts: int, per_token: int, tokens: int) -> float:
+    """How many different experts some tokens are expected to be sent to, if each chooses uniformly by itself.
+
+    E·(1 - (1 - k/E)^T); exact for one token. Real routing is less even, and then fewer experts are read.
+    """
+    if per_token >= experts:
+        return float(experts)
+    return -experts * math.expm1(tokens * math.log1p(-per_token / experts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,14 +242,15 @@ class DeviceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorTerms:
-    """Cost of one group of operators in one regime, as integer coefficients over `BASIS`.
+    """Cost of one group of operators in one regime and segment, as integer coefficients over `CostTerms.basis`.
 
-    A value at (b, q, k, n) is the sum of coefficient times monomial. Exact, not an estimate: see analysis/cost.py.
+    A value at a shape is the sum of coefficient times monomial. Exact, not an estimate: see analysis/cost.py.
 
     Attributes:
         group: Such as "linear 576x1536", "attention", "norm/elementwise", "kv-cache", "embedding".
-        regime: "prefill" (several tokens, nothing cached), "decode" (one token) or "continuation" (several behind
-            a cache).
+        regime: "prefill" (several tokens, nothing cached), "decode" (one token), "continuation" (several behind
+            a cache) or "encode" (the encoder or vision tower).
+        segment: Within which limits of the model, as `segment_of` names them.
         calls: Operators dispatched, views included.
         launches: Operators that would launch at least one kernel: views excluded.
         flops: Causal: masked-out pairs are not counted.
@@ -143,6 +269,40 @@ class OperatorTerms:
     weight_bytes: tuple[int, ...]
     activation_bytes: tuple[int, ...]
     executed_bytes: tuple[int, ...]
+    segment: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheTerms:
+    """What layers keep of the tokens before, in bytes of storage per sequence.
+
+    Attributes:
+        kind: "tokens" grows with every token; "window" up to `window` - 1 tokens; "state" has one size whatever the
+            length; "encoder" holds keys and values of the encoder's output.
+        unit_bytes: Per token, all such layers together; of the whole state for "state".
+        window: Tokens a layer attends to, itself included, for "window"; else None.
+    """
+
+    kind: Literal["tokens", "window", "state", "encoder"]
+    unit_bytes: int
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeakTerms:
+    """Memory in use at one moment of a forward, weights left out: cache, inputs, intermediate results.
+
+    The most that a forward uses is the largest of these at its shape.
+
+    Attributes:
+        regime: As in `OperatorTerms`.
+        segment: As in `OperatorTerms`.
+        live_bytes: Coefficients over `CostTerms.basis`.
+    """
+
+    regime: Regime
+    segment: str
+    live_bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,12 +310,20 @@ class CostTerms:
     """Everything needed to cost any forward of one model, without the model and without torch.
 
     Attributes:
-        operators: One entry per operator group and regime.
-        kv_bytes_per_token: Cache storage that one token of one sequence occupies, all layers.
+        operators: One entry per operator group, regime and segment.
+        kv_bytes_per_token: Cache storage that one more token of one sequence occupies while no window is full.
         logits_bytes: Bytes of one position's logits.
         supports_logits_to_keep: False: the model always computes logits at all q positions.
         uncounted: Operators seen that have no FLOP formula and are not known to do none.
         notes: Where the counted forward differs from the one that runs, in words.
+        basis: Monomials that the coefficients of `operators` belong to.
+        structure: What else than batch and lengths the cost depends on.
+        caches: What layers keep, by kind; () stands for `kv_bytes_per_token` alone.
+        hidden_bytes: Bytes of one position of an encoder's output; 0 without one.
+        counted_tokens: The longest sequence that was counted; None where that was not kept.
+        valid_tokens: Beyond this length the terms are known to be wrong; None where no such length was met.
+        peaks: Moments at which forwards of some shape use most memory; () where that was not followed.
+        stored_bytes: All weights as stored, read in a forward or not; None where that was not kept.
     """
 
     operators: tuple[OperatorTerms, ...]
@@ -164,6 +332,14 @@ class CostTerms:
     supports_logits_to_keep: bool
     uncounted: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    basis: tuple[str, ...] = BASIS
+    structure: Structure = Structure()
+    caches: tuple[CacheTerms, ...] = ()
+    hidden_bytes: int = 0
+    counted_tokens: int | None = None
+    valid_tokens: int | None = None
+    peaks: tuple[PeakTerms, ...] = ()
+    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +366,10 @@ class ShapeCount:
         past_len: Tokens already in the cache, per sequence.
         logits: Positions per sequence whose logits were computed.
         groups: What each group of operators did.
+        regime: "encode" for an encoder's forward; None where it follows from the lengths.
+        encoder_len: Tokens of the encoder's output that was looked at.
+        experts: Distinct experts that were assumed to be read, for each kind in `Structure.experts`.
+        live_bytes: Memory in use at moments that may be the highest, the same ones at all shapes of a segment.
     """
 
     batch_size: int
@@ -197,6 +377,10 @@ class ShapeCount:
     past_len: int
     logits: int
     groups: tuple[GroupCount, ...]
+    regime: Regime | None = None
+    encoder_len: int = 0
+    experts: tuple[int, ...] = ()
+    live_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,12 +388,18 @@ class CountTable:
     """Counted forwards of one model, from which analysis/cost.py solves for `CostTerms`.
 
     Attributes:
-        shapes: More of them in each regime than there are unknowns, so that the surplus can contradict the fit.
+        shapes: More of them in each segment than there are unknowns, so that the surplus can contradict the fit.
         kv_bytes_per_token: As in `CostTerms`, and so are the rest.
         logits_bytes: Bytes of one position's logits.
         supports_logits_to_keep: Whether the forward computes logits at fewer than q positions when asked.
         uncounted: Operators without a formula.
         notes: Where the counted forward differs from the one that runs.
+        structure: What else than batch and lengths the counts depend on.
+        caches: What layers keep.
+        hidden_bytes: Bytes of one position of an encoder's output.
+        counted_tokens: The longest sequence among the shapes.
+        lives: Forwards whose memory was followed, with `live_bytes` and without groups.
+        stored_bytes: All weights as stored.
     """
 
     shapes: tuple[ShapeCount, ...]
@@ -218,6 +408,12 @@ class CountTable:
     supports_logits_to_keep: bool
     uncounted: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    structure: Structure = Structure()
+    caches: tuple[CacheTerms, ...] = ()
+    hidden_bytes: int = 0
+    counted_tokens: int | None = None
+    lives: tuple[ShapeCount, ...] = ()
+    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +426,7 @@ class ModelSpec:
         model_type: The config's `model_type`.
         digest: Hash over the configuration, dtype and attention implementation: the key of cached costs.
         parameters: Number of parameters, shared ones once.
-        weight_bytes: Bytes of the parameters' storages, shared ones once.
+        weight_bytes: Bytes of the storages of parameters and persistent buffers, shared ones once.
         dtype: Of the floating-point weights ("float32"); "mixed" where they differ.
         device: torch device string of the first parameter.
         attention: Attention implementation ("sdpa", "eager").

@@ -27,6 +27,8 @@ def test_text_to_text(build):
     assert seen == [Forward("encode", 9, 0, 1), Forward("prefill", 1, 0, 1), *decodes(1, 3)]
     assert (record.input_tokens, record.padding_tokens, record.output_tokens) == (9, 0, 4)
     assert record.phase("encode").tokens == 9
+    assert [work.regime for work in record.phase("encode").work] == ["encode"]
+    assert {work.encoder_len for work in record.phase("decode").work} == {9}
     assert "watched" not in str(vars(type(model.get_encoder())).get("__call__"))
 
 

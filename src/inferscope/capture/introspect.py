@@ -17,17 +17,20 @@ import torch
 
 from inferscope import notices
 from inferscope.capture.counting import count
-from inferscope.capture.operators import storage_key
-from inferscope.specs import BASIS, CostTerms, ModelSpec, OperatorTerms
+from inferscope.capture.mirror import gather_tensors
+from inferscope.capture.operators import parts_of, storage_key
+from inferscope.specs import BASIS, EXPERT_LETTERS, CostTerms, ModelSpec, OperatorTerms, PeakTerms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["count", "describe", "fingerprint", "load_cost", "name_of", "store_cost"]
+__all__ = ["count", "describe", "digest_of", "fingerprint", "load_cost", "name_of", "store_cost"]
 
 T = TypeVar("T")
 
-_SCHEMA = 1
+_SCHEMA = 2
+"""Of cost files, and of what the counts in them mean: raise it when either changes, and old files are not used."""
+_LETTERS = {*"1bqknect", *EXPERT_LETTERS}
 _CONFIG_NOISE = {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype"}
 
 
@@ -59,9 +62,9 @@ def describe(model: torch.nn.Module) -> ModelSpec:
         name=_known(lambda: name_of(model), class_name),
         model_class=class_name,
         model_type=_text(_known(lambda: config.model_type, None)),
-        digest=_known(lambda: _digest(class_name, config, parameters or (), attention), ""),
+        digest=_known(lambda: _digest(class_name, config, attention, _known(lambda: _forms(model), None)), ""),
         parameters=_known(lambda: sum(p.numel() for _, p in _required(parameters)), None),
-        weight_bytes=_known(lambda: _stored_bytes(p for _, p in _required(parameters)), None),
+        weight_bytes=_known(lambda: _stored_bytes(_stored_tensors(model, _required(parameters))), None),
         dtype=dtype,
         device=_known(lambda: str(_required(parameters)[0][1].device), None),
         attention=_text(attention),
@@ -160,12 +163,16 @@ def _defect(stored: _Stored, digest: str) -> str:
     """Why a cost file that could be read must not be used; "" if it may."""
     if (stored.schema, stored.digest, stored.basis) != (_SCHEMA, digest, BASIS):
         return "written for another version or another model"
-    if any(len(terms) != len(BASIS) for entry in stored.cost.operators for terms in _coefficients(entry)):
-        return f"not {len(BASIS)} coefficients each"
+    basis = stored.cost.basis
+    if basis[: len(BASIS)] != BASIS or not {*"".join(basis)} <= _LETTERS:
+        return "coefficients of monomials that are not known"
+    entries: tuple[OperatorTerms | PeakTerms, ...] = (*stored.cost.operators, *stored.cost.peaks)
+    if any(len(terms) != len(basis) for entry in entries for terms in _coefficients(entry)):
+        return f"not {len(basis)} coefficients each"
     return ""
 
 
-def _coefficients(entry: OperatorTerms) -> Iterator[tuple[int, ...]]:
+def _coefficients(entry: OperatorTerms | PeakTerms) -> Iterator[tuple[int, ...]]:
     for field in fields(entry):
         value = getattr(entry, field.name)
         if isinstance(value, tuple):
@@ -177,23 +184,50 @@ def _dtype_name(parameters: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     return "mixed" if len(names) > 1 else next(iter(names), None)
 
 
-def _digest(
-    class_name: str,
-    config: Any,  # noqa: ANN401 - transformers' configs
-    parameters: Iterable[tuple[str, torch.Tensor]],
-    attention: object,
-) -> str:
+def digest_of(model_or_config: object, dtype: str | None = None) -> str:
+    """The key under which costs of a model, or of what a config describes, are kept; "" where there is none.
+
+    Args:
+        model_or_config: A module, or a transformers config.
+        dtype: Of the weights, where another than their own is asked for.
+    """
+    if isinstance(model_or_config, torch.nn.Module):
+        return str(_known(lambda: f"{_required_text(describe(model_or_config).digest)}{dtype or ''}", ""))
+    config: Any = model_or_config
+    forms = ("config", dtype, str(getattr(config, "dtype", None)))
+    made = _known(lambda: _digest(type(config).__name__, config, config._attn_implementation, forms), "")  # noqa: SLF001
+    return str(made)
+
+
+def _digest(class_name: str, config: Any, attention: object, forms: object) -> str:  # noqa: ANN401 - transformers' configs
     facts = {
+        "schema": _SCHEMA,
+        "basis": BASIS,
         "class": class_name,
         "config": _quiet(_known(lambda: dict(config.to_dict()), None)),
         "attention": str(attention),
         "experts": str(_known(lambda: config._experts_implementation, None)),  # noqa: SLF001
-        "parameters": [(name, list(p.shape), str(p.dtype), p.requires_grad) for name, p in parameters],
+        "forms": forms,
         "torch": torch.__version__,
         "transformers": _known(_transformers_version, None),
     }
     text = json.dumps(facts, sort_keys=True, default=lambda value: type(value).__name__)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _forms(model: torch.nn.Module) -> list[tuple[object, ...]]:
+    """Form of every module, parameter and buffer: a model that is quantised or adapted is another one."""
+    forms: list[tuple[object, ...]] = [(name, type(module).__qualname__) for name, module in model.named_modules()]
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        inner = [(str(part.dtype), list(part.shape)) for part in parts_of(tensor)]
+        forms.append((name, list(tensor.shape), str(tensor.dtype), tensor.requires_grad, inner))
+    return forms
+
+
+def _required_text(text: str) -> str:
+    if not text:
+        raise LookupError("no digest")
+    return text
 
 
 def _quiet(value: Any) -> Any:  # noqa: ANN401 - JSON
@@ -209,13 +243,13 @@ def _transformers_version() -> str:
 
 
 def _stored_bytes(parameters: Iterable[torch.Tensor]) -> int:
-    """Bytes of the storages behind the parameters, shared ones once.
+    """Bytes of the storages behind some tensors, shared ones once.
 
     A storage larger than the parameters in it (a mapped file) counts by the parameters.
     """
     whole: dict[int, int] = {}
     used: dict[int, dict[tuple[int, int], int]] = {}
-    for tensor in _leaves(parameters):
+    for tensor in (part for parameter in parameters for part in parts_of(parameter)):
         key = storage_key(tensor)
         whole[key] = int(tensor.untyped_storage().nbytes())
         size = tensor.nbytes
@@ -223,15 +257,16 @@ def _stored_bytes(parameters: Iterable[torch.Tensor]) -> int:
     return sum(min(size, sum(used[key].values())) for key, size in whole.items())
 
 
-def _leaves(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Tensors with storage: the local part of a sharded one, the payload and scales of a quantised one."""
-    for tensor in tensors:
-        if hasattr(tensor, "to_local"):
-            yield from _leaves([tensor.to_local()])
-        elif hasattr(tensor, "__tensor_flatten__"):
-            yield from _leaves(getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
-        else:
-            yield tensor
+def _stored_tensors(model: torch.nn.Module, parameters: list[tuple[str, torch.Tensor]]) -> Iterator[torch.Tensor]:
+    """Parameters with the scales and codes of quantised ones, and buffers that are saved with them."""
+    for _, parameter in parameters:
+        yield parameter
+        inside: dict[int, torch.Tensor] = {}
+        for value in list(vars(parameter).values()):
+            gather_tensors(value, inside, 1)
+        yield from inside.values()
+    saved = model.state_dict(keep_vars=True)
+    yield from (buffer for name, buffer in model.named_buffers() if name in saved)
 
 
 def _required(parameters: list[tuple[str, T]] | None) -> list[tuple[str, T]]:

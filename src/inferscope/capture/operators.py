@@ -20,12 +20,26 @@ from torch.utils.flop_counter import flop_registry
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["ATTENTION", "GROUPED_MM", "FunctionSeam", "Recorder", "Seen", "distinct_bytes", "storage_key"]
+    from inferscope.capture.lifetimes import Lifetimes
+
+__all__ = [
+    "ATTENTION",
+    "GROUPED_MM",
+    "PACKED_LINEAR",
+    "AttentionScope",
+    "FunctionSeam",
+    "Recorder",
+    "Seen",
+    "distinct_bytes",
+    "parts_of",
+    "storage_key",
+]
 
 Kind = Literal["view", "matmul", "gather", "scatter", "overwrite", "elementwise", "copy", "move", "unknown"]
 
 GROUPED_MM = "_grouped_mm"
 ATTENTION = "scaled_dot_product_attention"
+PACKED_LINEAR = "packed_linear"
 _VIEWS = {"_unsafe_view", "_reshape_alias", "lift_fresh", "set_"}
 _ALLOCATIONS = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "empty_permuted"}
 _GATHERS = {"embedding", "index", "index_select", "gather"}
@@ -38,7 +52,7 @@ _REDUCTIONS = {
     "sum", "prod", "var", "var_mean", "std", "amax", "amin", "aminmax", "max", "min", "argmax", "argmin",
     "any", "all", "norm", "linalg_vector_norm", "_softmax", "_log_softmax", "_safe_softmax", "logsumexp",
     "cumsum", "cumprod", "cummax", "cummin", "topk", "sort", "histc", "bincount", "native_dropout",
-    "floor_divide",
+    "floor_divide", "polar", "complex",
 }  # fmt: skip
 # No arithmetic at all.
 _MOVES = {
@@ -46,14 +60,40 @@ _MOVES = {
     "ones_like", "new_ones", "scalar_tensor", "masked_fill", "masked_fill_", "where", "tril", "triu",
     "tril_", "triu_", "roll", "flip", "repeat", "constant_pad_nd", "index_put", "index_copy", "index_add",
     "scatter", "scatter_add", "slice_scatter", "select_scatter", "masked_scatter", "linspace", "eye",
-    "one_hot", "repeat_interleave", "_assert_async", "_assert_tensor_metadata",
+    "one_hot", "repeat_interleave", "_assert_async", "_assert_tensor_metadata", "_local_scalar_dense",
 }  # fmt: skip
+_ASKED = "_inferscope_asked"
+_ANSWERS = {"all": True, "any": False, "eq": True}
 _WITH_BIAS_FIRST = {"addmm", "baddbmm", "addmv", "addbmm"}
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionScope:
+    """What the attention module that is running says about itself.
+
+    Attributes:
+        window: Tokens it attends to, itself included; None for all.
+        block: Tokens of the blocks within which it attends; None for no blocks.
+    """
+
+    window: int | None = None
+    block: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
-    """One dispatched operator, with its tensors kept alive."""
+    """One dispatched operator, with its tensors kept alive.
+
+    Attributes:
+        name: Of the operator.
+        kind: What it does with its tensors.
+        inputs: All tensors it reads.
+        outputs: All tensors it returns.
+        operands: Of a matrix product or attention: what is multiplied.
+        flops: By torch's formula, nothing masked out.
+        causal: An attention that is masked.
+        scope: The attention module inside which it ran; None outside one.
+    """
 
     name: str
     kind: Kind
@@ -62,6 +102,7 @@ class Seen:
     operands: tuple[torch.Tensor, ...] = ()
     flops: int = 0
     causal: bool = False
+    scope: AttentionScope | None = None
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -71,25 +112,46 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[Seen] = []
         self.muted = False
+        self.scopes: list[AttentionScope] = []
+        self.repeated: list[tuple[int, int]] = []
+        self.lifetimes: Lifetimes | None = None
         self._made: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = self._run(func, args, kwargs)
+        answer = _answer(func, args)
+        out = self._run(func, args, kwargs) if answer is None else answer
+        if isinstance(out, torch.Tensor) and out.is_meta and out.dtype is torch.bool and not out.dim():
+            vars(out)[_ASKED] = _classified(func)[0]
+        if self.lifetimes is not None:
+            self.lifetimes.step(_tensors((out,)))
         if not self.muted:
-            self.seen.append(_seen(func, args, kwargs, out))
+            self.seen.append(_seen(func, args, kwargs, out, self.scope))
         return out
+
+    @property
+    def scope(self) -> AttentionScope | None:
+        """The attention module that is running; None where none is."""
+        return self.scopes[-1] if self.scopes else None
+
+    def times(self) -> list[int]:
+        """How often each operator counts: those of a layer once more for each layer like it that was not run."""
+        counts = [1] * len(self.seen)
+        for start, end in self.repeated:
+            for index in range(start, end):
+                counts[index] += 1
+        return counts
 
     @contextmanager
     def mute(self) -> Iterator[None]:
         """Do not write down what is dispatched meanwhile."""
-        self.muted = True
+        before, self.muted = self.muted, True
         try:
             yield
         finally:
-            self.muted = False
+            self.muted = before
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operator's output; the second time round a blank of the same form.
@@ -112,7 +174,8 @@ class FunctionSeam(TorchFunctionMode):
     """Holds still what torch takes apart in different ways.
 
     Scaled dot product attention becomes one operator, for its decomposition differs between devices. A linear
-    layer with bias stays one, for on a slice of several sequences torch would add the bias in a second operator.
+    layer stays one, for on a slice of several sequences torch would add its bias in a second operator, or multiply
+    each sequence by itself where the weights are frozen.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -125,8 +188,7 @@ class FunctionSeam(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
-        has_bias = func is torch.nn.functional.linear and len(args) == 3 and args[2] is not None  # noqa: PLR2004
-        if has_bias and not args[0].is_contiguous():
+        if func is torch.nn.functional.linear and len(args) > 1 and _splits(*args):
             args = (self._blank(args[0]), *args[1:])
         return func(*args, **kwargs)
 
@@ -147,7 +209,11 @@ class FunctionSeam(TorchFunctionMode):
     ) -> torch.Tensor:
         del dropout_p
         with self._recorder.mute():
+            workspace = _attention_workspace(query, attn_mask) if self._recorder.lifetimes is not None else ()
             out = _attention_output(query, value)
+            del workspace
+        if self._recorder.muted:
+            return out
         products = query.shape[:-1].numel() * key.shape[-2]
         self._recorder.seen.append(
             Seen(
@@ -158,9 +224,23 @@ class FunctionSeam(TorchFunctionMode):
                 operands=(query, key, value),
                 flops=2 * products * (query.shape[-1] + value.shape[-1]),
                 causal=is_causal or attn_mask is not None,
+                scope=self._recorder.scope or AttentionScope(),
             )
         )
         return out
+
+
+def _splits(left: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
+    """Whether torch takes a linear layer on this slice apart: with a bias, or with weights that are not trained."""
+    return not left.is_contiguous() and (bias is not None or not weight.requires_grad)
+
+
+def _attention_workspace(query: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """What fused kernels have in memory beside their output: a sum per row, and a mask of truths as numbers."""
+    sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+    if mask is None or mask.dtype is not torch.bool:
+        return (sums,)
+    return sums, torch.empty_like(mask, dtype=query.dtype)
 
 
 def _attention_output(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -170,16 +250,16 @@ def _attention_output(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(query)
 
 
-def _seen(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Seen:
+def _seen(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, scope: AttentionScope | None) -> Seen:
     name, kind = _classified(func)
     inputs = tuple(_tensors(args)) + tuple(_tensors(kwargs.values()))
     outputs = tuple(_tensors((out,)))
     if kind != "matmul":
-        return Seen(name, kind, inputs, outputs)
+        return Seen(name, kind, inputs, outputs, scope=scope)
     first = 1 if name in _WITH_BIAS_FIRST else 0
     operands = tuple(_tensors(args[first : first + 2]))
     formula = _formulas()[func._overloadpacket]  # noqa: SLF001 - FlopCounterMode's own key
-    return Seen(name, kind, inputs, outputs, operands, int(formula(*args, **kwargs, out_val=out)))
+    return Seen(name, kind, inputs, outputs, operands, int(formula(*args, **kwargs, out_val=out)), scope=scope)
 
 
 def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
@@ -188,6 +268,16 @@ def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
+
+
+def _answer(func: Any, args: tuple[Any, ...]) -> bool | None:
+    """What a model that reads a truth value is told: all are, none is any, a sum of truths is their number.
+
+    So it is where no sequence is padded and all numbers are finite, and of that a forward is counted.
+    """
+    if _classified(func)[0] != "_local_scalar_dense" or not args[0].is_meta:
+        return None
+    return _ANSWERS.get(vars(args[0]).get(_ASKED, ""))
 
 
 def _is_grouped(func: Any, args: tuple[Any, ...]) -> bool:
@@ -276,6 +366,17 @@ def _product(*args: Any, first: int = 0, out_val: Any = None, **_: Any) -> int:
 
 def _linear(left: torch.Tensor, weight: torch.Tensor, *_: Any, **__: Any) -> int:
     return 2 * left.numel() * weight.shape[0]
+
+
+def parts_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Tensors with storage: the local part of a sharded one, the payload and scales of a quantised one."""
+    if hasattr(tensor, "to_local"):
+        yield from parts_of(tensor.to_local())
+    elif hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from parts_of(getattr(tensor, name))
+    else:
+        yield tensor
 
 
 def storage_key(tensor: torch.Tensor) -> int:

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 
 from inferscope.capture.busy import BusyTable, DeviceSums
 from inferscope.capture.frames import UNREADABLE
-from inferscope.records import PhaseLedger, PhaseRecord, QuantileSketch, Work, WorstPass
+from inferscope.records import PassRun, PhaseLedger, PhaseRecord, QuantileSketch, Work, WorstPass
 from inferscope.specs import monomials, regime_of
 
 if TYPE_CHECKING:
     from inferscope.capture.busy import OnDevice
     from inferscope.specs import Regime
 
-__all__ = ["WORST_KEPT", "Cycle", "PhaseSums", "Tally"]
+__all__ = ["RUNS_KEPT", "WORST_KEPT", "Cycle", "PhaseSums", "Runs", "Tally"]
 
 WORST_KEPT = 8
+RUNS_KEPT = 256
+"""Different shapes kept per phase: a request has a few, a speculating one a new one for every verification."""
 EXCLUSIVE = ("issue", "select", "wait", "deliver", "shared")
 PARTS = (*EXCLUSIVE, "offcpu", "gc")
 
@@ -53,6 +55,37 @@ class Tally:
         )
 
 
+class Runs:
+    """Shapes of passes, joined where only the cache grows, and evenly."""
+
+    def __init__(self) -> None:
+        self._runs: list[list[int]] | None = []
+
+    def add(self, batch: int, q: int, past: int, logits: int) -> None:
+        """Take one pass."""
+        if self._runs is None:
+            return
+        last = self._runs[-1] if self._runs else None
+        if last is not None and last[:2] == [batch, q] and last[3] == logits:
+            first, passes, step = last[2], last[4], last[5]
+            if passes == 1 and past >= first:
+                last[4:] = 2, past - first
+                return
+            if past == first + passes * step:
+                last[4] += 1
+                return
+        self._runs.append([batch, q, past, logits, 1, 0])
+        if len(self._runs) > RUNS_KEPT:
+            self._runs = None
+
+    def kept(self) -> tuple[PassRun, ...] | None:
+        """All of them; None where there were too many."""
+        if self._runs is None:
+            return None
+        names = ("batch_size", "q_len", "past_len", "logits", "passes", "step")
+        return tuple(PassRun(**dict(zip(names, run, strict=True))) for run in self._runs)
+
+
 @dataclass(slots=True)
 class Cycle:
     """One pass and what belongs to it, up to the next boundary."""
@@ -77,6 +110,7 @@ class PhaseSums:
         self.mixed: int | None = None  # counted where requests share their passes
         self.pass_ns = Tally()
         self.work: dict[Regime, tuple[int, tuple[int, ...]]] = {}
+        self.runs: dict[Regime, Runs] = {}
         self.unreadable = False
         self.inside = False  # within passes of another phase, whose CPU time was read as one
         self.device: DeviceSums | None = None
@@ -107,12 +141,13 @@ class PhaseSums:
         if UNREADABLE in (q, past, batch):
             self.unreadable = True
             return
-        if self.name in {"draft", "encode"}:  # of another model, or of a part: the model's own cost says nothing of it
+        if self.name == "draft":  # of another model, or of fewer layers: the model's own cost says nothing of it
             return
-        regime = regime_of(q, past)
+        regime: Regime = "encode" if self.name == "encode" else regime_of(q, past)
         values = monomials(batch, q, past, logits)
         passes, sums = self.work.get(regime, (0, (0,) * len(values)))
         self.work[regime] = passes + 1, tuple(map(add, sums, values))
+        self.runs.setdefault(regime, Runs()).add(batch, q, past, logits)
 
     def record(
         self,
@@ -121,6 +156,7 @@ class PhaseSums:
         wait_known: bool,
         contended_ns: int | None = None,
         known: BusyTable | None = None,
+        encoder_len: int | None = None,
     ) -> PhaseRecord:
         """The finished phase.
 
@@ -129,6 +165,7 @@ class PhaseSums:
             wait_known: Whether stop checks were seen; without them the wait is inside `select`.
             contended_ns: Time in which other requests were in a forward on the same device.
             known: What passes of this model were measured at on the device.
+            encoder_len: Tokens of an encoder's output that the passes looked at; None where that is not known.
         """
         ledger = PhaseLedger(
             issue_ns=self.parts["issue"],
@@ -144,6 +181,8 @@ class PhaseSums:
                 regime=regime,
                 passes=passes,
                 monomials=sums,
+                runs=self.runs[regime].kept(),
+                encoder_len=encoder_len,
             )
             for regime, (passes, sums) in self.work.items()
         )

@@ -73,6 +73,7 @@ class Resolver:
         self._passes = 0
         self._own_passes = 0  # of the model itself: no encoder's, no draft's
         self._nested: list[Sequence[int]] = []
+        self._encoder_len: int | None = None
         self._speculation = Speculation()
         self._first_stop_ns: int | None = None
         self._first_put_ns: int | None = None
@@ -204,6 +205,8 @@ class Resolver:
         """What follows from where a pass stands among the others."""
         q, past, batch, flags = row[Row.Q], row[Row.PAST], row[Row.BATCH], row[Row.FLAGS]
         self._speculation.add(name, q, past, flags)
+        if name is ENCODE:
+            self._encoder_len = _known(q)
         if flags & _NOT_OWN:
             if self._own_passes and self._after_first_ns is None and name is not ENCODE:
                 self._after_first_ns = entered
@@ -228,6 +231,7 @@ class Resolver:
             phase.pass_ns.add(ended - started)
             phase.add_work(q, past, batch, logits)
             self._self_ns += left - entered - (ended - started)
+            self._encoder_len = _known(q)
             if self._keep_samples:
                 self._sample(ENCODE.name, row)
         self._nested.clear()
@@ -314,6 +318,7 @@ class Resolver:
                 wait_known=self._stops > 0,
                 contended_ns=contended_ns.get(phase.name),
                 known=self._known,
+                encoder_len=self._encoder_len,
             )
             for phase in self._phases.values()
         )
