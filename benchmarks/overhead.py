@@ -2,13 +2,14 @@
 
     python benchmarks/overhead.py [--rounds N]
 
-One model takes turns: bare, bare again, with two hooks that do nothing, traced. It is the same object throughout, since
-copies lie elsewhere in memory and differ by more than what is measured here; tracing begins and ends with each turn,
-outside the measured time, and leaves nothing behind when it is off. The difference between the two bare turns is what
-this machine cannot resolve; the empty hooks are what torch takes for calling any. `after` is the time on the calling
-thread from the streamer's end to the return of generate, in requests of their own. The background thread is drained
-before a turn ends, and its time is reported by itself. `unsampled` is what a request pays that sampling leaves out: a
-generate that fails at once, so that nothing else of it takes time.
+Each turn is a process of its own, forked from one that has loaded the model and done nothing with it: bare, bare again,
+with two hooks that do nothing, traced (with the C extension where it is there), traced by Python code. Within one
+process the variants would disturb each other: where code and objects lie in memory, and what the interpreter has
+specialised itself to, moves a pass by more than what is measured here. Each turn takes several requests after a warm-up
+and keeps their median; differences are paired by round. The difference between the two bare ones is what this machine
+cannot resolve. `after` is the time on the calling thread from the streamer's end to the return of generate, in requests
+of their own. The background thread is drained between requests, and its time is reported by itself. `unsampled` is what
+a request pays that sampling leaves out: a generate that fails at once, so that nothing else of it takes time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import json
+import os
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -28,12 +31,12 @@ from inferscope.experiments.models import load
 from machine import spread, write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
-VARIANTS = ("bare", "bare again", "empty hooks", "traced")
-
-
-WARM_UP = 3
+VARIANTS = ("bare", "bare again", "empty hooks", "traced", "traced in Python")
+REQUESTS = 5
+"""Measured per turn."""
+WARM_UP = 2
 
 
 def prompt(vocabulary: int) -> torch.Tensor:
@@ -79,46 +82,66 @@ def once(model: Any, ids: torch.Tensor, tokens: int, streamer: EndStamp | None =
     return returned - (started if streamer is None else streamer.ended_ns)
 
 
-@contextlib.contextmanager
-def turn_of(name: str, model: Any) -> Iterator[Any]:  # noqa: ANN401 - a model
-    """The model as this variant has it, for one turn; the session where it is traced."""
-    if name == "traced":
-        with inferscope.trace(model, sinks=()) as session:
-            yield session
-            session.wait()
-        return
-    hooks = []
+def turn(name: str, model: Any, ids: torch.Tensor, tokens: int) -> dict[str, float]:  # noqa: ANN401 - a model
+    """One variant's medians, in nanoseconds per request. Runs in a process of its own."""
+    session = None
     if name == "empty hooks":
-        hooks.append(model.register_forward_pre_hook(lambda _module, _args, _kwargs: None, with_kwargs=True))
-        hooks.append(model.register_forward_hook(lambda _module, _args, _output: None))
-    yield None
-    for hook in hooks:
-        hook.remove()
+        model.register_forward_pre_hook(lambda _module, _args, _kwargs: None, with_kwargs=True)
+        model.register_forward_hook(lambda _module, _args, _output: None)
+    elif name.startswith("traced"):
+        session = inferscope.trace(model, sinks=())
+        session.__enter__()
+    walls, after, drained, own = [], [], [], []
+    for number in range(WARM_UP + REQUESTS):
+        wall = once(model, ids, tokens)
+        started = time.perf_counter_ns()
+        if session is not None:
+            own.append(session.last.record.ledger.self_ns)
+        drained.append(time.perf_counter_ns() - started)
+        ended = once(model, ids, 8, EndStamp())
+        if session is not None:
+            session.wait()
+        if number >= WARM_UP:
+            walls.append(wall)
+            after.append(ended)
+    found = {"wall": walls, "after": after, "drained": drained[WARM_UP:], "own": own[WARM_UP:] or [0]}
+    return {key: statistics.median(values) for key, values in found.items()}
+
+
+def forked(name: str, work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `work` returns in a process of its own."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            if name == "traced in Python":
+                os.environ["INFERSCOPE_NATIVE"] = "0"
+            os.write(writable, json.dumps(work()).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writable)
+    with os.fdopen(readable, "rb") as answer:
+        text = answer.read()
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise SystemExit(f"the turn of {name!r} failed")
+    return dict(json.loads(text))
 
 
 def measure(model: Any, ids: torch.Tensor, tokens: int, rounds: int) -> dict[str, Any]:  # noqa: ANN401 - a model
-    """Let the variants of one model take turns, and report medians."""
-    walls: dict[str, list[int]] = {name: [] for name in VARIANTS}
-    after: dict[str, list[int]] = {name: [] for name in VARIANTS}
-    drained: list[float] = []
-    own: list[float] = []
-    for turn in range(rounds + WARM_UP):
-        for name in VARIANTS[turn % 4 :] + VARIANTS[: turn % 4]:
-            gc.collect()
-            with turn_of(name, model) as session:
-                once(model, ids, 2)  # the first request after a change is not like the others
-                wall = once(model, ids, tokens)
-                ended = [once(model, ids, 8, EndStamp()) for _ in range(2)][1]
-                started = time.perf_counter_ns()
-                if session is not None:
-                    session.wait()
-            if turn >= WARM_UP:
-                walls[name].append(wall)
-                after[name].append(ended)
-                if session is not None:
-                    drained.append((time.perf_counter_ns() - started) / 1e3)
-                    own.append(session.results[1].record.ledger.self_ns / tokens / 1e3)
-    return {**report(walls, after, drained, own, tokens), "unsampled_us_per_request": unsampled(model)}
+    """Let the variants take turns, and report medians."""
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+    gc.collect()
+    gc.freeze()
+    for number in range(rounds):
+        for name in VARIANTS[number % 5 :] + VARIANTS[: number % 5]:
+            turns[name].append(forked(name, lambda name=name: turn(name, model, ids, tokens)))  # type: ignore[misc]
+    return {
+        **report(turns, tokens),
+        "unsampled_us_per_request": forked("unsampled", lambda: unsampled(model)),
+    }
 
 
 class Refused(Exception):  # noqa: N818 - nothing is wrong
@@ -154,36 +177,36 @@ def _refused_us(model: Any, ids: torch.Tensor) -> float:  # noqa: ANN401 - a mod
     return (time.perf_counter_ns() - started) / 1e3
 
 
-def report(
-    walls: dict[str, list[int]], after: dict[str, list[int]], drained: list[float], own: list[float], tokens: int
-) -> dict[str, Any]:
+def report(turns: dict[str, list[dict[str, float]]], tokens: int) -> dict[str, Any]:
     """Medians, and paired differences per round, so that a slow minute of the machine hits all variants."""
 
     def paired(name: str) -> list[float]:
-        return [(a - b) / tokens / 1e3 for a, b in zip(walls[name], walls["bare"], strict=True)]
+        return [(a["wall"] - b["wall"]) / tokens / 1e3 for a, b in zip(turns[name], turns["bare"], strict=True)]
 
-    bare_ns = statistics.median(walls["bare"])
+    bare_ns = statistics.median(one["wall"] for one in turns["bare"])
     added = {name: spread(paired(name)) for name in VARIANTS[1:]}
+    traced = turns["traced"]
     return {
         "tokens_per_request": tokens,
         "bare_us_per_pass": bare_ns / tokens / 1e3,
         "added_us_per_pass": added,
         "added_share": added["traced"]["median"] * tokens * 1e3 / bare_ns,
-        "self_us_per_pass": spread(own),
-        "after_last_token_us": {name: spread([value / 1e3 for value in values]) for name, values in after.items()},
-        "background_us_per_request": spread(drained),
+        "self_us_per_pass": spread([one["own"] / tokens / 1e3 for one in traced]),
+        "after_last_token_us": {name: spread([one["after"] / 1e3 for one in ones]) for name, ones in turns.items()},
+        "background_us_per_request": spread([one["drained"] / 1e3 for one in traced]),
     }
 
 
 def main() -> None:
     """Run both models and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=120)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--out", default="overhead-cpu")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # threads do not survive a fork
     with torch.inference_mode():
         tiny = measure(tiny_llama(), prompt(1000), 256, options.rounds)
-        real = measure(load(None).model, prompt(40_000), 24, max(options.rounds // 4, 8))
+        real = measure(load(None).model, prompt(40_000), 16, max(options.rounds // 4, 8))
     for name, result in (("tiny Llama", tiny), ("SmolLM2-135M", real)):
         added = ", ".join(f"{key} {value['median']:+.1f}" for key, value in result["added_us_per_pass"].items())
         after = ", ".join(f"{key} {value['median']:.0f}" for key, value in result["after_last_token_us"].items())

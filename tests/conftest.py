@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from importlib.util import find_spec
 
@@ -12,6 +13,10 @@ from hypothesis import settings as hypothesis_settings
 
 hypothesis_settings.register_profile("steady", deadline=None, print_blob=True)
 hypothesis_settings.load_profile("steady")
+
+# A shell that runs tests in the background has Ctrl-C ignored, and so would the programs that tests press it in.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):

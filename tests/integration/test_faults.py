@@ -140,7 +140,7 @@ def test_no_fault_of_ours_reaches_the_user(llama, use, monkeypatch, notices_rese
         functions = ours(use)
         session.wait()
     inside = [entry for entry in functions if (found := places(*entry)) and not is_guard(found[0][2])]
-    assert {"frames", "intercept", "calls", "resolve", "loops", "session"} <= {
+    assert {"frames", "intercept", "calls", "requests", "loops", "session"} <= {
         module.rpartition(".")[2] for module, _ in inside
     }
     assert len(inside) > 25, functions
