@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from array import array
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from inferscope.capture.lengths import UNREADABLE, cached_tokens, expect_length, remember_length, same_tokens
 from inferscope.meters.clock import SystemClock
@@ -21,8 +21,8 @@ from inferscope.meters.clock import SystemClock
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from inferscope.capture.device import PassMeter
     from inferscope.meters.clock import Clock
+    from inferscope.meters.deep import Window
 
 __all__ = [
     "BUFFERED_ROWS",
@@ -33,6 +33,7 @@ __all__ = [
     "STEADY",
     "UNREADABLE",
     "Flag",
+    "ForwardMeter",
     "Frame",
     "Inner",
     "Mark",
@@ -107,11 +108,28 @@ _CROPPED = Flag.ASSISTED | Flag.FOREIGN | Flag.BARE
 
 _EMPTY_BYTES = 2_000
 _MARK_BYTES = 150
+_WINDOW_BYTES = 4_000_000
 
 ENCODING = 2
 """Stands in `Request.in_pass` while an encoder runs: what it calls is part of it."""
 
 CURRENT: ContextVar[Frame | None] = ContextVar("inferscope_frame", default=None)
+
+
+class ForwardMeter(Protocol):
+    """Measures what happens within forwards; all of it on the thread that generates."""
+
+    def begin(self) -> None:
+        """A forward begins."""
+
+    def end(self) -> None:
+        """It has ended; its row is the one that will be written next."""
+
+    def flush(self) -> None:
+        """Rows are about to be looked at."""
+
+    def close(self) -> None:
+        """The request is over."""
 
 
 class Inner(NamedTuple):
@@ -134,7 +152,7 @@ class Request:
     """One call of `generate` by the user, while it runs.
 
     `fold` takes the rows and marks gathered so far when there are too many of them. `companions` are other modules
-    whose forwards belong to it, `meter` times them on the device, and `inner` tells of the calls of `generate` that the
+    whose forwards belong to it, `meter` measures within them, `windows` is what was recorded of some, and `inner` tells of the calls of `generate` that the
     model made itself.
     """
 
@@ -158,6 +176,7 @@ class Request:
         "started_ns",
         "started_unix_ns",
         "thread",
+        "windows",
     )
 
     def __init__(
@@ -189,8 +208,9 @@ class Request:
         self.in_pass: bool | int = False
         self.in_put = False
         self.companions: Mapping[object, str] = {}
-        self.meter: PassMeter | None = None
+        self.meter: ForwardMeter | None = None
         self.inner: Inner | None = None
+        self.windows: list[Window] = []
         self.thread = threading.get_ident()
         # After a fault of ours nothing more is recorded, and there is no record.
         self.dead = False
@@ -215,7 +235,7 @@ class Request:
     def held_bytes(self) -> int:
         """About what it keeps in memory."""
         rows = len(self.rows) + len(self.chunks) * CHUNK_END
-        return _EMPTY_BYTES + 8 * rows + _MARK_BYTES * len(self.marks)
+        return _EMPTY_BYTES + 8 * rows + _MARK_BYTES * len(self.marks) + _WINDOW_BYTES * len(self.windows)
 
     def gathered(self) -> tuple[list[array[int]], list[tuple[int, int, int]]]:
         """What was not folded: full arrays and the begun one, and the marks."""
@@ -237,7 +257,7 @@ class Frame:
         summed: The same, where the tokens in it are known to be the sum of what was put in; else None.
         past: That sum.
         seen: Forwards so far.
-        meter: What times its passes on the device; None where the device has no events.
+        meter: What measures within its passes; None where nothing does.
         slow: Whether the last pass was long enough for reading the CPU time each time.
     """
 

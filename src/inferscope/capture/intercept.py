@@ -26,20 +26,24 @@ from inferscope.capture import continuous
 from inferscope.capture.calls import hold, hold_result, is_assistant, prompt_len
 from inferscope.capture.companions import ASSISTANT, ENCODER, Companions, companions_of, encoded, note_encoded
 from inferscope.capture.contention import TRAFFIC
+from inferscope.capture.deep import BothMeters, DeepMeter
 from inferscope.capture.device import meter_of
 from inferscope.capture.forward import watched
 from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Inner, Mark, Request
 from inferscope.capture.loops import LoopFrame, Loops
 from inferscope.capture.resolve import RawRequest, new_request_id, restart_request_ids
 from inferscope.errors import NotAModelError
+from inferscope.meters import deep
 from inferscope.meters.clock import SystemClock
+from inferscope.meters.cuda import cuda_devices_of
 from inferscope.meters.host import GcMeter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
 
+    from inferscope.capture.frames import ForwardMeter
     from inferscope.capture.resolve import Begun, Finished
     from inferscope.meters.clock import Clock
 
@@ -58,6 +62,7 @@ class Receiver(Protocol):
 
     keep_samples: bool
     plug_every: int
+    deep_every: int
 
     def begin(
         self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
@@ -112,6 +117,8 @@ class Attachment:
             if receiver is None:
                 return
             _GC.stop()
+            if receiver.deep_every:
+                deep.switch_off()
             module = self._module()
             observed = _registry.get(module) if module is not None else None
             if module is not None and observed is not None:
@@ -192,6 +199,8 @@ def attach(model: object, receiver: Receiver) -> Attachment:
         _wrap_classes(module, observed.companions)
         observed.receivers = (*observed.receivers, receiver)
         _GC.start()
+    if receiver.deep_every:  # not under the lock, which running requests may need: it can take seconds on CUDA
+        deep.switch_on(cuda=bool(cuda_devices_of(module)))
     return Attachment(module, receiver)
 
 
@@ -233,6 +242,7 @@ def after_fork() -> None:
     """In a forked child: requests of the parent's are not ours to finish, and its locks are nobody's."""
     global _lock  # noqa: PLW0603 - a lock is replaced, not shared
     _lock = threading.RLock()
+    deep.after_fork()
     TRAFFIC.reset()
     continuous.LOOPS.after_fork()
     restart_request_ids()
@@ -660,7 +670,7 @@ def _open_request(
         return None
     request_id, takers = begun
     request = Request(entered_ns=entered, started_unix_ns=started_unix_ns, clock=_CLOCK)
-    request.meter = meter_of(instance, request, plug_every=max(receiver.plug_every for receiver, _ in takers))
+    request.meter = _meter_of(instance, request, [receiver for receiver, _ in takers])
     return RawRequest(
         request,
         hold(args, kwargs),
@@ -668,6 +678,16 @@ def _open_request(
         request_id=request_id,
         begun=takers,
     )
+
+
+def _meter_of(instance: torch.nn.Module, request: Request, takers: Sequence[Receiver]) -> ForwardMeter | None:
+    """What measures within the forwards of a request; None where nothing does."""
+    timing = meter_of(instance, request, plug_every=max(receiver.plug_every for receiver in takers))
+    every = [receiver.deep_every for receiver in takers if receiver.deep_every]
+    if not every:
+        return timing
+    recording = DeepMeter(instance, request, min(every))
+    return recording if timing is None else BothMeters(recording, timing)
 
 
 def _begin(
@@ -700,6 +720,8 @@ def _close(opened: _Opened, result: object, error_type: str | None) -> None:
             return
         TRAFFIC.leave(raw)
         if request.dead:
+            if request.meter is not None:
+                request.meter.close()
             for receiver, _ in raw.begun:
                 receiver.abandon(raw.request_id)
             return
