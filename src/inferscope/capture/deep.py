@@ -34,7 +34,7 @@ _DECODE_FROM = 2
 
 
 class Schedule:
-    """When the next forward of a model is recorded; several threads may ask at once, which costs a recording at most."""
+    """When the next forward of a model is recorded; threads may ask at once, which costs one too many at most."""
 
     def __init__(self, budget: Budget = BUDGET) -> None:
         """Nothing was recorded yet."""

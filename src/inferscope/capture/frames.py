@@ -152,8 +152,8 @@ class Request:
     """One call of `generate` by the user, while it runs.
 
     `fold` takes the rows and marks gathered so far when there are too many of them. `companions` are other modules
-    whose forwards belong to it, `meter` measures within them, `windows` is what was recorded of some, and `inner` tells of the calls of `generate` that the
-    model made itself.
+    whose forwards belong to it, `meter` measures within them, `windows` is what was recorded of some, and `inner` tells
+    of the calls of `generate` that the model made itself.
     """
 
     __slots__ = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import sys
 import threading
 import time
@@ -63,6 +64,7 @@ class _State:
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
         self.switching = threading.RLock()
         self.sessions = 0
+        self.warm: set[bool] = set()
         self.broken = False
         self.original: Any = None
         self.ours: Any = None
@@ -161,11 +163,12 @@ def switch_on(*, cuda: bool = False) -> None:
             return
         try:
             _watch_others()
-            if _state.lock.acquire(blocking=False):
+            if cuda not in _state.warm and _state.lock.acquire(blocking=False):
                 try:
                     if _obstacle(()) is None:
                         _start(cuda=cuda)
                         _stop()
+                        _state.warm.add(cuda)
                 finally:
                     _state.lock.release()
         except Exception as error:  # noqa: BLE001 - tracing goes on without this tier
@@ -176,7 +179,7 @@ def switch_off() -> None:
     """Such a session has ended; with the last one, torch is as it was before."""
     with _state.switching:
         _state.sessions -= 1
-        if _state.sessions or _state.original is None:
+        if _state.sessions > 0 or _state.original is None:
             return
         profile = sys.modules["torch.autograd.profiler"].profile
         if profile.__dict__.get("_prepare_trace") is _state.ours:
@@ -222,6 +225,7 @@ def after_fork() -> None:
     """In a forked child: a recording of the parent's is nobody's here."""
     _state.lock, _state.switching, _state.window = threading.Lock(), threading.RLock(), None
     _state.unread.clear()
+    _state.warm.clear()
 
 
 def _break(error: Exception) -> None:
@@ -230,23 +234,20 @@ def _break(error: Exception) -> None:
     notices.fault("deep-failed", error)
 
 
-def _config() -> Any:  # noqa: ANN401 - torch's
-    """No shapes, no memory, no stacks: each costs more than all the rest."""
-    from torch._C._profiler import _ExperimentalConfig  # noqa: PLC0415 - torch loads with the first model
-    from torch.autograd import ProfilerConfig, ProfilerState  # noqa: PLC0415 - as above
-
-    kineto: Any = ProfilerState.KINETO
-    return ProfilerConfig(kineto, False, False, False, False, False, _ExperimentalConfig())  # noqa: FBT003 - torch's
+def _autograd() -> Any:  # noqa: ANN401 - torch's module; what is used of it has no types
+    return importlib.import_module("torch.autograd")
 
 
 def _start(*, cuda: bool) -> None:
-    from torch.autograd import ProfilerActivity, _enable_profiler, _prepare_profiler  # noqa: PLC0415 - as above
-
-    activities = {ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])}
-    config = _config()
-    _prepare_profiler(config, activities)
+    """No shapes, no memory, no stacks: each costs more than all the rest."""
+    autograd = _autograd()
+    place = importlib.import_module("torch._C._profiler")
+    activities = {autograd.ProfilerActivity.CPU, *([autograd.ProfilerActivity.CUDA] if cuda else [])}
+    left_out = (False,) * 5
+    config = autograd.ProfilerConfig(autograd.ProfilerState.KINETO, *left_out, place._ExperimentalConfig())  # noqa: SLF001 - torch's
+    autograd._prepare_profiler(config, activities)  # noqa: SLF001 - the public way builds objects on this thread
     try:
-        _enable_profiler(config, activities)
+        autograd._enable_profiler(config, activities)  # noqa: SLF001 - as above
     except BaseException:
         with contextlib.suppress(Exception):  # what was prepared must not stay so
             _stop()
@@ -254,9 +255,7 @@ def _start(*, cuda: bool) -> None:
 
 
 def _stop() -> Any:  # noqa: ANN401 - torch's
-    from torch.autograd import _disable_profiler  # noqa: PLC0415 - torch loads with the first model
-
-    return _disable_profiler()
+    return _autograd()._disable_profiler()  # noqa: SLF001 - as above
 
 
 def _wait_for(devices: tuple[Any, ...]) -> None:
@@ -270,10 +269,10 @@ def _wait_for(devices: tuple[Any, ...]) -> None:
 def _obstacle(devices: tuple[Any, ...]) -> str | None:
     """Why nothing can be recorded now; None where it can."""
     import torch  # noqa: PLC0415 - torch loads with the first model
-    from torch.autograd import _profiler_enabled  # noqa: PLC0415 - as above
-    from torch.autograd import profiler as place  # noqa: PLC0415 - as above
 
-    if _profiler_enabled() or place._is_profiler_enabled or any(map(_is_open, list(_state.users))):  # noqa: SLF001 - torch's flag
+    autograd = _autograd()
+    running = autograd._profiler_enabled() or autograd.profiler._is_profiler_enabled  # noqa: SLF001 - torch's flags
+    if running or any(map(_is_open, list(_state.users))):
         return "another profiler of torch's is running, and two at once would end the process"
     if devices and torch.cuda.is_current_stream_capturing():
         return "a graph is being captured"
@@ -289,8 +288,7 @@ def _is_open(profile: Any) -> bool:  # noqa: ANN401 - torch.autograd.profiler.pr
 
 def _watch_others() -> None:
     """Know of every recording that is prepared from now on, and of those that have been."""
-    from torch.autograd.profiler import profile  # noqa: PLC0415 - torch loads with the first model
-
+    profile: Any = _autograd().profiler.profile
     original = profile._prepare_trace  # noqa: SLF001 - what everything of torch's goes through before it records
 
     def prepare_trace(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passed through
@@ -298,7 +296,7 @@ def _watch_others() -> None:
         return original(self, *args, **kwargs)
 
     _state.original, _state.ours = original, prepare_trace
-    profile._prepare_trace = prepare_trace  # type: ignore[method-assign]  # noqa: SLF001 - as above
+    profile._prepare_trace = prepare_trace  # noqa: SLF001 - as above
     for each in gc.get_objects():
         if issubclass(type(each), profile):
             _state.users.add(each)

@@ -30,11 +30,14 @@ _NAMES: dict[str, frozenset[str]] = {
         "_grouped_mm", "grouped_mm", "histc", "bincount", "one_hot", "index_add", "index_add_", "scatter_add",
         "scatter_add_", "nonzero", "nonzero_numpy",
     }),
-    "kv-cache": frozenset({"index_copy", "index_copy_", "slice_scatter", "_index_put_impl_", "index_put", "index_put_"}),
+    "kv-cache": frozenset({"index_copy", "index_copy_", "slice_scatter",
+        "index_put", "index_put_", "_index_put_impl_",
+    }),
     "copy": frozenset({
         "copy_", "clone", "contiguous", "to", "_to_copy", "cat", "concat", "stack", "repeat", "repeat_interleave",
         "roll", "flip", "embedding", "index", "index_select", "gather", "reshape", "float", "half", "type_as",
-        "fill_", "zero_", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "arange", "split_with_sizes_copy",
+        "fill_", "zero_", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "arange",
+        "split_with_sizes_copy",
     }),
     "sampling": frozenset({"sort", "topk", "argmax", "argsort", "multinomial", "exponential_", "cumsum", "kthvalue"}),
     "norm/elementwise": frozenset({
