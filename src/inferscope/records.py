@@ -269,7 +269,7 @@ class OperatorTime:
         group: attention, linear, norm/elementwise, moe, kv-cache, copy, sampling or other.
         name: As torch names it; None where it is the whole group.
         time_ns: Of the outermost operators on the host where the host computes; of their kernels on a GPU.
-        share: Of the recorded passes' wall on the host (0..1).
+        wall_ns: Of the recorded passes, on the host.
         calls: Outermost operators.
         launches: Kernels; None where no device did the work.
     """
@@ -277,9 +277,14 @@ class OperatorTime:
     group: str
     name: str | None = None
     time_ns: int
-    share: float
+    wall_ns: int
     calls: int
     launches: int | None = None
+
+    @property
+    def share(self) -> float | None:
+        """Of the recorded passes' wall (0..1); above 1 where several streams of a device work at once."""
+        return self.time_ns / self.wall_ns if self.wall_ns else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ class GroupRow:
 
     group: str
     time_ns: float
-    share: float
+    share: float | None
     calls: float
     launches: float | None
     flops: float | None = None

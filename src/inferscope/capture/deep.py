@@ -241,7 +241,7 @@ class DeepSums:
             group=group,
             name=name,
             time_ns=time_ns,
-            share=time_ns / self.wall_ns if self.wall_ns else 0.0,
+            wall_ns=self.wall_ns,
             calls=calls,
             launches=launches if self.measured.device_busy_ns is not None else None,
         )

@@ -25,7 +25,7 @@ def recorded(phase, *entries):
 
 
 def entry(group, time_ns):
-    return OperatorTime(group=group, time_ns=time_ns, share=time_ns / (200 * US), calls=4)
+    return OperatorTime(group=group, time_ns=time_ns, wall_ns=200 * US, calls=4)
 
 
 def test_nothing_without_recorded_passes():
