@@ -92,10 +92,11 @@ def test_python_put_into_a_layer_comes_back(llama, prompt, delay_s):
 
     in_layer(llama, busy)
     for turn in range(24):
-        wanted_ns = int(delay_s * 1e9) * (turn % 2)
+        # What runs after any pause is slower, about 50 us whatever its length: the control pauses, too.
+        wanted_ns = 300_000 + int(delay_s * 1e9) * (turn % 2)
         found[turn % 2].append(decode_python_ns(llama, prompt))
     # The least of each: a busy machine makes the others late.
-    assert min(found[1]) - min(found[0]) == pytest.approx(wanted_ns, rel=0.15)
+    assert min(found[1]) - min(found[0]) == pytest.approx(delay_s * 1e9, rel=0.15)
 
 
 @pytest.mark.parametrize(

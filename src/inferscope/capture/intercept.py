@@ -27,7 +27,7 @@ from inferscope.capture.calls import hold, hold_result, is_assistant, prompt_len
 from inferscope.capture.companions import ASSISTANT, ENCODER, Companions, companions_of, encoded, note_encoded
 from inferscope.capture.contention import TRAFFIC
 from inferscope.capture.deep import BothMeters, DeepMeter
-from inferscope.capture.device import meter_of
+from inferscope.capture.device import PassMeter, meter_of
 from inferscope.capture.forward import watched
 from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Inner, Mark, Request
 from inferscope.capture.loops import LoopFrame, Loops
@@ -351,7 +351,8 @@ def _watched(below: Any) -> Callable[..., Any]:  # noqa: ANN401 - see forward.wa
     _hide_from_dynamo(call)
     _hide_from_dynamo(encoded)
     own = (_other_frame, _step_aside, Frame.look, LoopFrame.look, Frame.shape, Request.next_chunk, note_encoded)
-    for called in own:
+    meters = [part for meter in (DeepMeter, BothMeters, PassMeter) for part in (meter.begin, meter.end)]
+    for called in (*own, *meters):
         _hide_from_dynamo(called, with_calls=True)
     return call
 
