@@ -91,12 +91,13 @@ def test_python_put_into_a_layer_comes_back(llama, prompt, delay_s):
             pass
 
     in_layer(llama, busy)
-    for turn in range(24):
+    for turn in range(48):
         # What runs after any pause is slower, about 50 us whatever its length: the control pauses, too.
         wanted_ns = 300_000 + int(delay_s * 1e9) * (turn % 2)
         found[turn % 2].append(decode_python_ns(llama, prompt))
-    # The least of each: a busy machine makes the others late.
-    assert min(found[1]) - min(found[0]) == pytest.approx(delay_s * 1e9, rel=0.15)
+    # The lower quartile of each: a busy machine makes the others late, and one is early by chance.
+    plain_ns, paused_ns = (sorted(found[which])[6] for which in (0, 1))
+    assert paused_ns - plain_ns == pytest.approx(delay_s * 1e9, rel=0.15)
 
 
 @pytest.mark.parametrize(
