@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA",
     "Contender",
+    "DeepTime",
     "DeviceTime",
     "GenerationRecord",
     "Ledger",
+    "OperatorTime",
     "PassRun",
     "PassSample",
     "PhaseLedger",
@@ -287,6 +289,68 @@ class Contender:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorTime:
+    """Operators of one group, or of one name, in the passes that the deep tier recorded.
+
+    Attributes:
+        group: attention, linear, norm/elementwise, moe, kv-cache, copy, sampling or other.
+        name: As torch names it; None where it is the whole group.
+        time_ns: Of the outermost operators on the host where the host computes; of their kernels on a GPU.
+        wall_ns: Of the recorded passes, on the host.
+        calls: Outermost operators.
+        launches: Kernels; None where no device did the work.
+    """
+
+    group: str
+    name: str | None = None
+    time_ns: int
+    wall_ns: int
+    calls: int
+    launches: int | None = None
+
+    @property
+    def share(self) -> float | None:
+        """Of the recorded passes' wall (0..1); above 1 where several streams of a device work at once."""
+        return self.time_ns / self.wall_ns if self.wall_ns else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepTime:
+    """Forwards of a phase whose operators were recorded. Of these passes alone: nothing is scaled to the phase.
+
+    Recording makes a pass slower, between the operators more than inside them. operators + python + closure = wall.
+
+    Attributes:
+        passes: How many.
+        wall_ns: Their duration by the host's clock.
+        operators_ns: Union of their outermost operators' intervals on the host, by the profiler's clock.
+        python_ns: Between those, before the first and after the last, by the profiler's clock.
+        gaps: How many such stretches.
+        closure_ns: What the two clocks differ by, and whatever the operators' intervals have lost: the error.
+        cost_ns: What starting and stopping took; it is in the ledger's `self_ns`.
+        device_busy_ns: Union of the kernels' intervals; None where no device did the work.
+        largest: The operators that took longest by name, at most 20.
+        provenance: "deep".
+    """
+
+    passes: int
+    wall_ns: int
+    operators_ns: int
+    python_ns: int
+    gaps: int
+    closure_ns: int
+    cost_ns: int
+    device_busy_ns: int | None = None
+    largest: tuple[OperatorTime, ...] = ()
+    provenance: Literal["deep"] = "deep"
+
+    @property
+    def python_share(self) -> float | None:
+        """Part of the wall in which no operator ran (0..1)."""
+        return min(1.0, self.python_ns / self.wall_ns) if self.wall_ns else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseRecord:
     """All passes of one kind within a request.
 
@@ -308,6 +372,8 @@ class PhaseRecord:
             A lower bound from host stamps; None where that was not looked at.
         mixed_passes: Those of the passes in which other requests did the other thing: prefilled while this one
             decoded, or decoded while it prefilled. None where a pass has one request only.
+        deep: Forwards whose operators were recorded; None where none was.
+        operators: Of those, by group, longest first.
     """
 
     name: str
@@ -325,6 +391,8 @@ class PhaseRecord:
     syncs: int | None = None
     contended_ns: int | None = None
     mixed_passes: int | None = None
+    deep: DeepTime | None = None
+    operators: tuple[OperatorTime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,6 +96,7 @@ class _Inbox:
         self._context = _ambient_context()
         self.keep_samples = settings.detail == "passes"
         self.plug_every = settings.plug_every
+        self.deep_every = settings.deep_every
 
     def begin(
         self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
@@ -461,6 +462,7 @@ def trace(
     sinks: Iterable[object] | None = None,
     sample_rate: float | None = None,
     plug_every: int | None = None,
+    deep_every: int | None = None,
 ) -> Session:
     """Observe every `generate` of a model while the session is open.
 
@@ -480,6 +482,8 @@ def trace(
             either.
         plug_every: On CUDA, hold the device up before one pass in so many, until it has been issued, to see how long
             it works on it; such a pass takes about twice as long. 0 for none; None reads INFERSCOPE_PLUG_EVERY.
+        deep_every: Record the operators of one pass in so many, as `record.phase(...).operators`, and never so often
+            that it costs more than 1 % of the time. 0 for none; None reads INFERSCOPE_DEEP_EVERY.
 
     Returns:
         A session: context manager, async context manager and decorator.
@@ -487,8 +491,8 @@ def trace(
     Raises:
         NotAModelError: `model` is not a `torch.nn.Module`.
         SinkError: A sink is neither a callable nor a known name.
-        SettingError: `device` is no `DeviceSpec`, or `detail`, `sample_rate`, `plug_every` or an INFERSCOPE_* variable
-            has a value it cannot have.
+        SettingError: `device` is no `DeviceSpec`, or `detail`, `sample_rate`, `plug_every`, `deep_every` or an
+            INFERSCOPE_* variable has a value it cannot have.
     """
     settings = Settings.from_environment()
     if detail is not None:
@@ -497,6 +501,8 @@ def trace(
         settings = replace(settings, sample_rate=checked_rate(sample_rate, where="sample_rate"))
     if plug_every is not None:
         settings = replace(settings, plug_every=checked_every(plug_every, where="plug_every"))
+    if deep_every is not None:
+        settings = replace(settings, deep_every=checked_every(deep_every, where="deep_every"))
     if device is not None and not isinstance(device, DeviceSpec):
         raise SettingError(f"device={device!r}: expected a DeviceSpec, such as inferscope.calibrate() returns")
     return Session(
@@ -515,6 +521,7 @@ def instrument(
     sinks: Iterable[object] | None = None,
     sample_rate: float | None = None,
     plug_every: int | None = None,
+    deep_every: int | None = None,
 ) -> Instrumentation:
     """Observe every `generate` of a model from now on: `trace` for a server, without a block.
 
@@ -525,6 +532,7 @@ def instrument(
         sinks: See `trace`.
         sample_rate: See `trace`.
         plug_every: See `trace`.
+        deep_every: See `trace`.
 
     Returns:
         A handle: `handle.remove()` ends it, `handle.enabled = False` switches it off for a while.
@@ -533,7 +541,15 @@ def instrument(
         InferscopeError: As `trace`.
     """
     return Instrumentation(
-        trace(model, detail=detail, device=device, sinks=sinks, sample_rate=sample_rate, plug_every=plug_every)
+        trace(
+            model,
+            detail=detail,
+            device=device,
+            sinks=sinks,
+            sample_rate=sample_rate,
+            plug_every=plug_every,
+            deep_every=deep_every,
+        )
     )
 
 

@@ -49,6 +49,12 @@ VARIABLES = (
         meaning="On CUDA, hold the device up before one pass in so many, until it has been issued, to see how long the "
         "device works on it. Each such pass takes about twice as long; 0 for none.",
     ),
+    Variable(
+        name="INFERSCOPE_DEEP_EVERY",
+        default="0",
+        meaning="Record the operators of one pass in so many, and never so often that it costs more than 1 % of the "
+        "time; 0 for none.",
+    ),
     Variable(name="INFERSCOPE_KEEP_RESULTS", default="256", meaning="How many results a session keeps, oldest out."),
     Variable(
         name="INFERSCOPE_NATIVE",
@@ -82,6 +88,7 @@ class Settings:
         sample_rate: Share of requests that are observed, 0..1.
         plug_every: One pass in so many is held up on the device; 0 for none.
         native: Watch forwards with the C extension, where it is there.
+        deep_every: One pass in so many has its operators recorded; 0 for none.
     """
 
     disabled: bool = False
@@ -91,6 +98,7 @@ class Settings:
     sample_rate: float = 1.0
     plug_every: int = 0
     native: bool = True
+    deep_every: int = 0
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -110,6 +118,7 @@ class Settings:
             sample_rate=checked_rate(_read("INFERSCOPE_SAMPLE_RATE"), where="INFERSCOPE_SAMPLE_RATE"),
             plug_every=checked_every(_read("INFERSCOPE_PLUG_EVERY"), where="INFERSCOPE_PLUG_EVERY"),
             native=_flag("INFERSCOPE_NATIVE"),
+            deep_every=checked_every(_read("INFERSCOPE_DEEP_EVERY"), where="INFERSCOPE_DEEP_EVERY"),
         )
 
 

@@ -33,6 +33,7 @@ class Taken:
 
     keep_samples = True
     plug_every = 0
+    deep_every = 0
 
     def __init__(self):
         self.requests = []

@@ -71,7 +71,12 @@ class PassMeter:
             rows[row + Row.DEVICE_NS] = max(elapsed_ns, 1)  # 0 stands for unknown
 
 
-def meter_of(module: Any, request: Request, *, plug_every: int = 0) -> PassMeter | None:  # noqa: ANN401 - any model
+def meter_of(
+    module: Any,  # noqa: ANN401 - any model
+    request: Request,
+    *,
+    plug_every: int = 0,
+) -> PassMeter | None:
     """What times the passes of a model on its devices; None where it lies on none that has events.
 
     Args:

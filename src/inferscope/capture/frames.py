@@ -22,8 +22,8 @@ from inferscope.meters.clock import SystemClock
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from inferscope.capture.device import PassMeter
     from inferscope.meters.clock import Clock
+    from inferscope.meters.deep import Window
 
 __all__ = [
     "BUFFERED_ROWS",
@@ -35,10 +35,10 @@ __all__ = [
     "STEADY",
     "UNREADABLE",
     "Flag",
+    "ForwardMeter",
     "Frame",
     "Inner",
     "Mark",
-    "Meter",
     "Request",
     "Row",
 ]
@@ -112,11 +112,28 @@ _CROPPED = Flag.ASSISTED | Flag.FOREIGN | Flag.BARE
 
 _EMPTY_BYTES = 2_000
 _MARK_BYTES = 150
+_WINDOW_BYTES = 4_000_000
 
 ENCODING = 2
 """Stands in `Request.in_pass` while an encoder runs: what it calls is part of it."""
 
 CURRENT: ContextVar[Frame | None] = ContextVar("inferscope_frame", default=None)
+
+
+class ForwardMeter(Protocol):
+    """Measures what happens within forwards; all of it on the thread that generates."""
+
+    def begin(self) -> None:
+        """A forward begins."""
+
+    def end(self) -> None:
+        """It has ended; its row is the one that will be written next."""
+
+    def flush(self) -> None:
+        """Rows are about to be looked at."""
+
+    def close(self) -> None:
+        """The request is over."""
 
 
 class Inner(NamedTuple):
@@ -139,8 +156,8 @@ class Request(RequestBase):
     """One call of `generate` by the user, while it runs.
 
     `fold` takes the rows and marks gathered so far when there are too many of them. `companions` are other modules
-    whose forwards belong to it, `meter` times them on the device, and `inner` tells of the calls of `generate` that the
-    model made itself.
+    whose forwards belong to it, `meter` measures within them, `windows` is what was recorded of some, and `inner` tells
+    of the calls of `generate` that the model made itself.
 
     Attributes:
         rows: The array that is being filled.
@@ -165,6 +182,7 @@ class Request(RequestBase):
         "started_ns",
         "started_unix_ns",
         "thread",
+        "windows",
     )
 
     def __init__(
@@ -196,8 +214,9 @@ class Request(RequestBase):
         self.in_pass = 0
         self.in_put = False
         self.companions: Mapping[object, str] = {}
-        self.meter: PassMeter | None = None
+        self.meter: ForwardMeter | None = None
         self.inner: Inner | None = None
+        self.windows: list[Window] = []
         self.thread = threading.get_ident()
         self.dead = False
 
@@ -221,7 +240,7 @@ class Request(RequestBase):
     def held_bytes(self) -> int:
         """About what it keeps in memory."""
         rows = len(self.rows) + len(self.chunks) * CHUNK_END
-        return _EMPTY_BYTES + 8 * rows + _MARK_BYTES * len(self.marks)
+        return _EMPTY_BYTES + 8 * rows + _MARK_BYTES * len(self.marks) + _WINDOW_BYTES * len(self.windows)
 
     def gathered(self) -> tuple[list[array[int]], list[tuple[int, int, int]]]:
         """What was not folded: full arrays and the begun one, and the marks."""
@@ -230,16 +249,6 @@ class Request(RequestBase):
 
 def _chunk() -> array[int]:
     return array("q", bytes(8 * Row.WIDTH * CHUNK_ROWS))
-
-
-class Meter(Protocol):
-    """What is read around each pass besides the clocks, such as events on a device. Neither may block."""
-
-    def begin(self) -> object:
-        """A pass is about to start."""
-
-    def end(self) -> object:
-        """It is over, whether it returned or raised."""
 
 
 class Frame(FrameBase):
@@ -279,7 +288,7 @@ class Frame(FrameBase):
         self.thread = request.thread
         self.now_ns = request.clock.now_ns
         self.thread_cpu_ns = request.clock.thread_cpu_ns
-        self.meter: Meter | None = request.meter
+        self.meter: ForwardMeter | None = request.meter
         self.cache: object | None = None
         self.summed: object | None = None
         self.past = 0

@@ -25,20 +25,24 @@ from inferscope.capture import continuous, seams, versions
 from inferscope.capture.calls import hold, hold_result, is_assistant, prompt_len
 from inferscope.capture.companions import ASSISTANT, ENCODER, Companions, companions_of, encoded, note_encoded
 from inferscope.capture.contention import TRAFFIC
-from inferscope.capture.device import meter_of
+from inferscope.capture.deep import BothMeters, DeepMeter
+from inferscope.capture.device import PassMeter, meter_of
 from inferscope.capture.forward import timed_stop_check, watched
 from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Inner, Mark, Request
 from inferscope.capture.loops import LoopFrame, Loops
 from inferscope.capture.requests import RawRequest, new_request_id, restart_request_ids
 from inferscope.errors import NotAModelError
+from inferscope.meters import deep
 from inferscope.meters.clock import SystemClock
+from inferscope.meters.cuda import cuda_devices_of
 from inferscope.meters.host import GcMeter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
 
+    from inferscope.capture.frames import ForwardMeter
     from inferscope.capture.requests import Begun, Finished
     from inferscope.capture.seams import Seam, Wrap
     from inferscope.meters.clock import Clock
@@ -57,6 +61,7 @@ class Receiver(Protocol):
 
     keep_samples: bool
     plug_every: int
+    deep_every: int
 
     def begin(
         self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
@@ -111,6 +116,8 @@ class Attachment:
             if receiver is None:
                 return
             _GC.stop()
+            if receiver.deep_every:
+                deep.switch_off()
             module = self._module()
             observed = _registry.get(module) if module is not None else None
             if module is not None and observed is not None:
@@ -169,6 +176,8 @@ def attach(model: object, receiver: Receiver) -> Attachment:
         seams.wrap(_all_seams(module, observed.companions))
         observed.receivers = (*observed.receivers, receiver)
         _GC.start()
+    if receiver.deep_every:  # not under the lock, which running requests may need: it can take seconds on CUDA
+        deep.switch_on(cuda=bool(cuda_devices_of(module)))
     return Attachment(module, receiver)
 
 
@@ -210,6 +219,7 @@ def after_fork() -> None:
     """In a forked child: requests of the parent's are not ours to finish, and its locks are nobody's."""
     global _lock  # noqa: PLW0603 - a lock is replaced, not shared
     _lock = threading.RLock()
+    deep.after_fork()
     TRAFFIC.reset()
     continuous.LOOPS.after_fork()
     restart_request_ids()
@@ -301,7 +311,8 @@ def _watched(below: Any) -> Callable[..., Any]:  # noqa: ANN401 - see forward.wa
     seams.hide_from_dynamo(call)
     seams.hide_from_dynamo(encoded)
     own = (_other_frame, _step_aside, Frame.look, LoopFrame.look, Frame.shape, Request.next_chunk, note_encoded)
-    for called in own:
+    meters = [part for meter in (DeepMeter, BothMeters, PassMeter) for part in (meter.begin, meter.end)]
+    for called in (*own, *meters):
         seams.hide_from_dynamo(called, with_calls=True)
     return call
 
@@ -608,7 +619,7 @@ def _open_request(
         return None
     request_id, takers = begun
     request = Request(entered_ns=entered, started_unix_ns=started_unix_ns, clock=_CLOCK)
-    request.meter = meter_of(instance, request, plug_every=max(receiver.plug_every for receiver, _ in takers))
+    request.meter = _meter_of(instance, request, [receiver for receiver, _ in takers])
     return RawRequest(
         request,
         hold(args, kwargs),
@@ -616,6 +627,16 @@ def _open_request(
         request_id=request_id,
         begun=takers,
     )
+
+
+def _meter_of(instance: torch.nn.Module, request: Request, takers: Sequence[Receiver]) -> ForwardMeter | None:
+    """What measures within the forwards of a request; None where nothing does."""
+    timing = meter_of(instance, request, plug_every=max(receiver.plug_every for receiver in takers))
+    every = [receiver.deep_every for receiver in takers if receiver.deep_every]
+    if not every:
+        return timing
+    recording = DeepMeter(instance, request, min(every))
+    return recording if timing is None else BothMeters(recording, timing)
 
 
 def _begin(
@@ -648,6 +669,8 @@ def _close(opened: _Opened, result: object, error_type: str | None) -> None:
             return
         TRAFFIC.leave(raw)
         if request.dead:
+            if request.meter is not None:
+                request.meter.close()
             for receiver, _ in raw.begun:
                 receiver.abandon(raw.request_id)
             return

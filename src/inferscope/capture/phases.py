@@ -9,6 +9,7 @@ from operator import add
 from typing import TYPE_CHECKING
 
 from inferscope.capture.busy import BusyTable, DeviceSums
+from inferscope.capture.deep import DeepSums
 from inferscope.capture.frames import UNREADABLE
 from inferscope.records import PassRun, PhaseLedger, PhaseRecord, QuantileSketch, Work, WorstPass
 from inferscope.specs import monomials, regime_of
@@ -114,6 +115,7 @@ class PhaseSums:
         self.unreadable = False
         self.inside = False  # within passes of another phase, whose CPU time was read as one
         self.device: DeviceSums | None = None
+        self.deep = DeepSums()
         # (cycle_ns, -index, start_ns, parts): the smallest of the slowest is on top.
         self.worst: list[tuple[int, int, int, tuple[int, ...]]] = []
 
@@ -201,6 +203,8 @@ class PhaseSums:
             syncs=self.syncs,
             contended_ns=contended_ns,
             mixed_passes=self.mixed,
+            deep=self.deep.time(),
+            operators=self.deep.groups(),
         )
 
     def _worst_passes(self, origin_ns: int) -> tuple[WorstPass, ...]:

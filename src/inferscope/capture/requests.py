@@ -193,7 +193,7 @@ class RawRequest(Finished):
         if self._resolver is None:
             known = busy_of(self.module())
             self._resolver = Resolver(self.request.entered_ns, keep_samples=self.keep_samples, known=known)
-            self._resolver.begin(self.request.started_ns)
+            self._resolver.begin(self.request.started_ns, self.request.windows)
         return self._resolver
 
     def _fold(self, chunks: Iterable[Sequence[int]], marks: Iterable[tuple[int, int, int]]) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from inferscope.capture.contention import Interval
     from inferscope.capture.frames import Request
     from inferscope.capture.requests import RawRequest, Where
+    from inferscope.meters.deep import Window
     from inferscope.records import PhaseRecord
     from inferscope.specs import ModelSpec
 
@@ -86,9 +87,17 @@ class Resolver:
         self._samples_dropped = 0
         self._batch_size: int | None = None
         self._spans: dict[str, list[Interval]] = {}
+        self._windows: Sequence[Window] = ()
+        self._windows_placed = 0
 
-    def begin(self, started_ns: int) -> None:
-        """The user's `generate` starts now: what came before was ours."""
+    def begin(self, started_ns: int, windows: Sequence[Window] = ()) -> None:
+        """The user's `generate` starts now: what came before was ours.
+
+        Args:
+            started_ns: Clock reading there.
+            windows: What is recorded of its passes, in their order; more may come while it runs.
+        """
+        self._windows = windows
         self._self_ns += started_ns - self._cursor_ns
         self._cursor_ns = started_ns
 
@@ -197,6 +206,7 @@ class Resolver:
         phase.end_ns = self._cursor_ns
         phase.pass_ns.add(ended - started - encoders_ns)
         phase.add_work(q, past, batch, logits)
+        self._place_window(phase, row)
         if self._keep_samples:
             self._sample(name.name, row)
         self._place_nested()
@@ -216,6 +226,20 @@ class Resolver:
         elif self._after_first_ns is None and name.phase not in {None, PREFILL.phase}:
             self._after_first_ns = entered
         self._own_passes += 1
+
+    def _place_window(self, phase: PhaseSums, row: Sequence[int]) -> None:
+        """What was recorded of this pass; of one that was cut short nothing is of use."""
+        while self._windows_placed < len(self._windows):
+            window = self._windows[self._windows_placed]
+            if window.opened_ns > row[Row.LEFT]:
+                return
+            self._windows_placed += 1
+            if window.opened_ns < row[Row.ENTERED] or row[Row.FLAGS] & Flag.ABORTED:
+                window.discard()
+                continue
+            told = UNREADABLE not in row[Row.Q : Row.BATCH + 1]
+            kind = Kind(phase.name, row[Row.BATCH], row[Row.Q]) if told else None
+            phase.deep.unread.append((window, kind, row[Row.PAST] + row[Row.Q] if told else 0))
 
     def _place_nested(self) -> None:
         """Encoders that ran inside the pass just placed: their time is theirs, and no longer that pass's."""
@@ -311,6 +335,10 @@ class Resolver:
         request = raw.request
         tail_ns = self._walk_to_the_end(request, breathe)
         wall_ns = request.left_ns - request.entered_ns
+        for phase in self._phases.values():
+            phase.deep.read(self._known, breathe)
+        for window in request.windows:  # of passes that were never written down
+            window.discard()
         contended_ns, contended_with = self._beside(raw)
         phases = tuple(
             phase.record(

@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from inferscope.report import summary
+from inferscope.report.operators import operator_tables
 from inferscope.report.units import clean, duration_ns, percent
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def to_text(result: Result, *, width: int = 80) -> str:
     for table in summary.phase_tables(result, width):
         lines += ["", *_columns(table)]
     lines += _wrapped(summary.PROVENANCE, width)
+    for recorded in operator_tables(result):
+        lines += ["", *_wrapped(recorded.lead, width), *_columns(recorded.rows, width=width)]
+        lines += _wrapped(recorded.largest, width)
     lines += _section("Verdict", summary.verdict_lines(result), width)
     lines += ["", "Ledger", *_ledger(record, width)]
     lines += _section("Slowest passes", summary.worst_lines(record), width)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from inferscope.report import summary
 from inferscope.report.ceilings import ceilings, device_title
+from inferscope.report.operators import OPERATORS_TITLE, operator_tables
 from inferscope.report.plain import bar, phase_labels
 from inferscope.report.units import clean, duration_ns, percent
 
@@ -60,6 +61,7 @@ class ResultView:
         yield Text(summary.facts(result.record))
         yield Text(summary.device_line(result), style="dim")
         yield from _phases(result, width)
+        yield from _operators(result)
         yield from _section("Verdict", summary.verdict_lines(result))
         yield from _title("Ledger")
         yield _ledger(result.record, width)
@@ -142,6 +144,22 @@ def _phases(result: Result, width: int) -> Iterator[RenderableType]:
             table.add_row(Text(label), *values, Text(known, style="dim"))
         yield table
     yield Text(summary.PROVENANCE, style="dim")
+
+
+def _operators(result: Result) -> Iterator[RenderableType]:
+    tables = operator_tables(result)
+    if tables:
+        yield from _title(OPERATORS_TITLE)
+    for each in tables:
+        yield Text(each.lead, style="dim")
+        heading, *rows = each.rows
+        table = _grid(header=True)
+        for number, name in enumerate(heading):
+            table.add_column(Text(name), justify="left" if number in {0, len(heading) - 1} else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        yield table
+        yield Text(each.largest, style="dim")
 
 
 def _ledger(record: GenerationRecord, width: int) -> RenderableType:

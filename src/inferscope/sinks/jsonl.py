@@ -31,7 +31,7 @@ LINE_LIMIT_BYTES = 64 * 2**20
 _INT64 = 2**63
 _LAST_BUCKET = QuantileSketch.bucket(_INT64)
 # Signed by nature: a remainder, coefficients of a polynomial, what a caller asked for.
-_SIGNED = frozenset({"residual_ns", "cost", "options"})
+_SIGNED = frozenset({"residual_ns", "closure_ns", "cost", "options"})
 _BROKEN = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
 
@@ -237,6 +237,9 @@ def _sum_problem(record: GenerationRecord) -> str | None:  # noqa: PLR0911 - one
             return f"{phase.name} ends before it starts"
         if phase.device is not None and phase.device.low_ns > phase.device.high_ns:
             return f"the device time of {phase.name} has its low end above its high end"
+        deep = phase.deep
+        if deep is not None and deep.operators_ns + deep.python_ns + deep.closure_ns != deep.wall_ns:
+            return f"the recorded passes of {phase.name} do not add up to their wall"
     if (record.accepted_tokens or 0) > (record.drafted_tokens or 0):
         return f"{record.accepted_tokens} tokens were accepted and {record.drafted_tokens} drafted"
     return None

@@ -144,6 +144,10 @@ def _own_s(subject: PhaseSubject) -> float | None:
     return own_ns / 1e9 if own_ns >= 0 and phase.ledger.shared_ns is None else None
 
 
+def _top_group(subject: PhaseSubject) -> str | None:
+    return subject.phase.operators[0].group if subject.phase.operators else None
+
+
 def _share(bound: str) -> Attribute[PhaseSubject]:
     def read(subject: PhaseSubject) -> float | None:
         return None if subject.verdict is None else subject.verdict.shares.get(bound)
@@ -412,6 +416,17 @@ PHASE: tuple[Attribute[PhaseSubject], ...] = (
     Attribute(
         "inferscope.device.start", "double", "s", "From the request's start to where the device began.",
         _seconds("phase.device.start_ns"),
+    ),
+    Attribute(
+        "inferscope.deep.passes", "int", "{pass}", "Forwards whose operators were recorded.", _get("phase.deep.passes")
+    ),
+    Attribute(
+        "inferscope.deep.python_share", "double", "1",
+        "Part of those forwards' wall in which no operator ran on the host (0..1).", _get("phase.deep.python_share"),
+    ),
+    Attribute(
+        "inferscope.deep.top_group", "string", "", "Group of operators that took longest in those forwards.",
+        _top_group,
     ),
     Attribute("inferscope.launches", "int", "{launch}", "Kernels launched.", _get("phase.launches")),
     Attribute("inferscope.syncs", "int", "{sync}", "Host reads seen: a lower bound.", _get("phase.syncs")),

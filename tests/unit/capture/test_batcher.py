@@ -25,6 +25,7 @@ class Module:
 class Receiver:
     keep_samples = True
     plug_every = 0
+    deep_every = 0
 
     def __init__(self):
         self.taken, self.abandoned = [], []

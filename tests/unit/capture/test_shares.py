@@ -24,6 +24,7 @@ class Module:
 class Receiver:
     keep_samples = True
     plug_every = 0
+    deep_every = 0
 
 
 MODULE = Module()

@@ -17,7 +17,15 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
 
 from inferscope.analysis.verdict import BOUNDS
-from inferscope.records import Contender, DeviceTime, GenerationRecord, RequestOptions, WorstPass
+from inferscope.records import (
+    Contender,
+    DeepTime,
+    DeviceTime,
+    GenerationRecord,
+    OperatorTime,
+    RequestOptions,
+    WorstPass,
+)
 from inferscope.sinks import semconv
 from inferscope.sinks.spans import SpanSink
 from inferscope.testing import make_record, make_result
@@ -63,7 +71,9 @@ def full_result():
     # Only the first shares its passes: of a phase that does, the range does not say what was inferscope's own.
     prefill = replace(phases[0], mixed_passes=1, ledger=replace(phases[0].ledger, shared_ns=2_000))
     spanned = {"passes": 15, "cycles_ns": 9_000, "events_ns": 4_000, "lag_ns": 1_000, "start_ns": 10, "end_ns": 20}
-    decode = replace(phases[1], device=replace(phases[1].device, **spanned))
+    deep = DeepTime(passes=1, wall_ns=9_000, operators_ns=6_000, python_ns=3_000, gaps=2, closure_ns=0, cost_ns=1_000)
+    linear = OperatorTime(group="linear", time_ns=6_000, wall_ns=9_000, calls=7)
+    decode = replace(phases[1], device=replace(phases[1].device, **spanned), deep=deep, operators=(linear,))
     ledger = replace(record.ledger, queue_ns=3_000)
     counted = {"padding_tokens": 3, "drafted_tokens": 8, "accepted_tokens": 6}
     result = make_result(record=replace(record, phases=(prefill, decode), ledger=ledger, rank=0, **counted))

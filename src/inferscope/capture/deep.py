@@ -1,0 +1,247 @@
+"""Which forwards have their operators recorded: one in so many, soon after the start, and after a slow one."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from inferscope.capture.frames import Row
+from inferscope.meters.cuda import cuda_devices_of
+from inferscope.meters.deep import BUDGET, close_here, open_window
+from inferscope.meters.operator_groups import MeasuredPass
+from inferscope.records import DeepTime, OperatorTime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from inferscope.capture.busy import BusyTable, Kind
+    from inferscope.capture.device import PassMeter
+    from inferscope.capture.frames import Request
+    from inferscope.meters.deep import Budget, Window
+
+__all__ = ["LARGEST_KEPT", "BothMeters", "DeepMeter", "DeepSums", "Schedule", "schedule_of"]
+
+LARGEST_KEPT = 20
+SLOW = 3
+"""Times the running median from which on a pass is an anomaly."""
+_SETTLED = 16
+"""Passes after which the median is believed."""
+_STEP = 32
+_DECODE_FROM = 2
+"""The first recorded decode pass of a model: not the very first, which is slower than those that follow."""
+
+
+class Schedule:
+    """When the next forward of a model is recorded; threads may ask at once, which costs one too many at most."""
+
+    def __init__(self, budget: Budget = BUDGET) -> None:
+        """Nothing was recorded yet."""
+        self._budget = budget
+        self._since = 0
+        self._had: set[bool] = set()
+        self._seen = 0
+        self._slow = False
+        self.median_ns = 0
+
+    def saw(self, pass_ns: int) -> None:
+        """A pass after the first has taken so long, without being recorded."""
+        median_ns = self.median_ns
+        self._slow = self._seen >= _SETTLED and pass_ns > SLOW * median_ns
+        self._seen += 1
+        step_ns = median_ns // _STEP
+        self.median_ns = median_ns + (step_ns if pass_ns > median_ns else -step_ns) if median_ns else pass_ns
+
+    def wants(self, index: int, every: int) -> bool:
+        """Whether a pass is to be recorded.
+
+        Args:
+            index: Of the pass in its request, from 0.
+            every: One pass in so many.
+        """
+        self._since += 1
+        first = index == 0
+        if first not in self._had and (first or index >= _DECODE_FROM):
+            return True
+        return (self._since >= every or self._slow) and self._budget.allows()
+
+    def recorded(self, index: int, cost_ns: int, pass_ns: int) -> None:
+        """A pass was recorded.
+
+        Args:
+            index: Of the pass in its request, from 0.
+            cost_ns: What starting and stopping took.
+            pass_ns: How long it took itself; what exceeds the median is a cost of recording.
+        """
+        self._had.add(index == 0)
+        self._since = 0
+        self._slow = False
+        slower_ns = max(0, pass_ns - self.median_ns) if index and self.median_ns else 0
+        self._budget.charge(cost_ns + slower_ns)
+
+
+_schedules: weakref.WeakKeyDictionary[object, Schedule] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def schedule_of(module: object) -> Schedule:
+    """The schedule of a model, whoever traces it."""
+    with _lock:
+        return _schedules.setdefault(module, Schedule())
+
+
+class DeepMeter:
+    """Stands on a request and its frames; `begin` and `end` are called around each forward."""
+
+    def __init__(self, module: Any, request: Request, every: int) -> None:  # noqa: ANN401 - any model
+        """Record forwards of a request.
+
+        Args:
+            module: The model.
+            request: Whose passes they are; what was recorded is left in its `windows`.
+            every: One pass in so many, at most.
+        """
+        self._request = request
+        self._every = every
+        self._schedule = schedule_of(module)
+        self._devices = cuda_devices_of(module)
+        self._window: Window | None = None
+        self._index = -1
+        self._recorded = False
+
+    def begin(self) -> None:
+        """A forward begins."""
+        request = self._request
+        self._index += 1
+        if self._index > 1 and request.row and not self._recorded:
+            last = request.row - Row.WIDTH
+            self._schedule.saw(request.rows[last + Row.ENDED] - request.rows[last + Row.STARTED])
+        self._recorded = False
+        if self._schedule.wants(self._index, self._every):
+            self._window = open_window(self._devices)
+
+    def end(self) -> None:
+        """A forward has been issued."""
+        window, self._window = self._window, None
+        if window is None:
+            return
+        self._recorded = True
+        if window.close():
+            self._request.windows.append(window)
+        self._schedule.recorded(self._index, window.cost_ns, window.wall_ns)
+
+    def flush(self) -> None:
+        """Rows are about to be looked at: nothing of this is in them."""
+
+    def close(self) -> None:
+        """The request is over: nothing of it stays open."""
+        if self._window is not None:
+            self._window = None
+            close_here()
+
+
+class BothMeters:
+    """Recording around timing, so that the events lie close to the forward."""
+
+    def __init__(self, deep: DeepMeter, timing: PassMeter) -> None:
+        """Take both."""
+        self._deep = deep
+        self._timing = timing
+
+    def begin(self) -> None:
+        """A forward begins."""
+        self._deep.begin()
+        try:
+            self._timing.begin()
+        except Exception:
+            self._deep.close()
+            raise
+
+    def end(self) -> None:
+        """A forward has been issued."""
+        try:
+            self._timing.end()
+        finally:
+            self._deep.end()
+
+    def flush(self) -> None:
+        """Rows are about to be looked at."""
+        self._timing.flush()
+
+    def close(self) -> None:
+        """The request is over."""
+        try:
+            self._timing.close()
+        finally:
+            self._deep.close()
+
+
+@dataclass(slots=True)
+class DeepSums:
+    """The recorded forwards of a phase."""
+
+    unread: list[tuple[Window, Kind | None, int]] = field(default_factory=list)
+    passes: int = 0
+    wall_ns: int = 0
+    cost_ns: int = 0
+    measured: MeasuredPass = field(default_factory=MeasuredPass)
+
+    def read(self, known: BusyTable, breathe: Callable[[], None]) -> None:
+        """Read what was recorded; on the background thread.
+
+        Args:
+            known: Takes what the device worked.
+            breathe: Called between stretches of work.
+        """
+        unread, self.unread = self.unread, []
+        for window, kind, context in unread:
+            one = window.read(breathe)
+            if one is None:
+                continue
+            self.passes += 1
+            self.wall_ns += window.wall_ns
+            self.cost_ns += window.cost_ns
+            self.measured.add(one)
+            if one.device_busy_ns is not None and kind is not None:
+                known.add(kind, context, one.device_busy_ns, "deep")
+
+    def time(self) -> DeepTime | None:
+        """All of them together; None where there was none."""
+        if not self.passes:
+            return None
+        measured = self.measured
+        by_time = sorted(measured.operators.items(), key=lambda item: -item[1].time_ns)
+        return DeepTime(
+            passes=self.passes,
+            wall_ns=self.wall_ns,
+            operators_ns=measured.operators_ns,
+            python_ns=measured.python_ns,
+            gaps=measured.gaps,
+            closure_ns=self.wall_ns - measured.operators_ns - measured.python_ns,
+            cost_ns=self.cost_ns,
+            device_busy_ns=measured.device_busy_ns,
+            largest=tuple(
+                self._entry(each.group, name, (each.time_ns, each.calls, each.launches))
+                for name, each in by_time[:LARGEST_KEPT]
+            ),
+        )
+
+    def groups(self) -> tuple[OperatorTime, ...]:
+        """By group, longest first."""
+        sums: dict[str, tuple[int, int, int]] = {}
+        for each in self.measured.operators.values():
+            held = sums.get(each.group, (0, 0, 0))
+            sums[each.group] = held[0] + each.time_ns, held[1] + each.calls, held[2] + each.launches
+        return tuple(self._entry(group, None, sums[group]) for group in sorted(sums, key=lambda key: -sums[key][0]))
+
+    def _entry(self, group: str, name: str | None, sums: Sequence[int]) -> OperatorTime:
+        time_ns, calls, launches = sums
+        return OperatorTime(
+            group=group,
+            name=name,
+            time_ns=time_ns,
+            wall_ns=self.wall_ns,
+            calls=calls,
+            launches=launches if self.measured.device_busy_ns is not None else None,
+        )
