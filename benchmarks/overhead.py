@@ -1,25 +1,30 @@
 """What tracing costs: A/B interleaved in one run, the bare baseline measured twice to show the noise.
 
-    python benchmarks/overhead.py [--rounds N]
+    python benchmarks/overhead.py [--sets N] [--rounds N]
 
-Each turn is a process of its own, forked from one that has loaded the model and done nothing with it: bare, bare again,
-with two hooks that do nothing, traced (with the C extension where it is there), traced by Python code. Within one
-process the variants would disturb each other: where code and objects lie in memory, and what the interpreter has
-specialised itself to, moves a pass by more than what is measured here. Each turn takes several requests after a warm-up
-and keeps their median; differences are paired by round. The difference between the two bare ones is what this machine
-cannot resolve. `after` is the time on the calling thread from the streamer's end to the return of generate, in requests
-of their own. The background thread is drained between requests, and its time is reported by itself. `unsampled` is what
-a request pays that sampling leaves out: a generate that fails at once, so that nothing else of it takes time.
+Four copies of a model take turns: bare, bare again, with two hooks that do nothing, traced. Where a copy happens to lie
+in memory moves its passes by more than what is measured here, so the copies are made anew many times, in random order
+and behind random other objects, and what is reported is the median over these sets of each set's median difference to
+its first bare copy. Each copy has a class of its own: tracing wraps it, and the interpreter specialises itself to
+classes. The difference between the two bare ones is what this machine cannot resolve; the empty hooks are what torch
+takes for calling any. `after` is the time on the calling thread from the streamer's end to the return of generate, in
+requests of their own. The background thread is drained between turns, and its time is reported by itself. `unsampled`
+is what a request pays that sampling leaves out: a generate that fails at once, so that nothing else of it takes time.
+The small model is measured once more by a process without the C extension.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import gc
 import json
 import os
+import random
 import statistics
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +32,14 @@ import torch
 import transformers
 
 import inferscope
+from inferscope.capture.forward import IMPLEMENTATION
 from inferscope.experiments.models import load
 from machine import spread, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-VARIANTS = ("bare", "bare again", "empty hooks", "traced", "traced in Python")
-REQUESTS = 5
-"""Measured per turn."""
+VARIANTS = ("bare", "bare again", "empty hooks", "traced")
 WARM_UP = 2
 
 
@@ -82,65 +86,85 @@ def once(model: Any, ids: torch.Tensor, tokens: int, streamer: EndStamp | None =
     return returned - (started if streamer is None else streamer.ended_ns)
 
 
-def turn(name: str, model: Any, ids: torch.Tensor, tokens: int) -> dict[str, float]:  # noqa: ANN401 - a model
-    """One variant's medians, in nanoseconds per request. Runs in a process of its own."""
-    session = None
-    if name == "empty hooks":
-        model.register_forward_pre_hook(lambda _module, _args, _kwargs: None, with_kwargs=True)
-        model.register_forward_hook(lambda _module, _args, _output: None)
-    elif name.startswith("traced"):
-        session = inferscope.trace(model, sinks=())
-        session.__enter__()
-    walls, after, drained, own = [], [], [], []
-    for number in range(WARM_UP + REQUESTS):
-        wall = once(model, ids, tokens)
-        started = time.perf_counter_ns()
-        if session is not None:
-            own.append(session.last.record.ledger.self_ns)
-        drained.append(time.perf_counter_ns() - started)
-        ended = once(model, ids, 8, EndStamp())
-        if session is not None:
-            session.wait()
-        if number >= WARM_UP:
-            walls.append(wall)
-            after.append(ended)
-    found = {"wall": walls, "after": after, "drained": drained[WARM_UP:], "own": own[WARM_UP:] or [0]}
-    return {key: statistics.median(values) for key, values in found.items()}
+class Times:
+    """What the turns of one set took, in nanoseconds per request."""
+
+    def __init__(self) -> None:
+        """Nothing was measured yet."""
+        self.walls: dict[str, list[int]] = {name: [] for name in VARIANTS}
+        self.after: dict[str, list[int]] = {name: [] for name in VARIANTS}
+        self.own: list[int] = []
+        self.drained: list[int] = []
+
+    def added_us(self, name: str, tokens: int) -> float:
+        """Median of the differences to the bare copy, per pass."""
+        pairs = zip(self.walls[name], self.walls["bare"], strict=True)
+        return statistics.median((a - b) / tokens / 1e3 for a, b in pairs)
 
 
-def forked(name: str, work: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What `work` returns in a process of its own."""
-    readable, writable = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            if name == "traced in Python":
-                os.environ["INFERSCOPE_NATIVE"] = "0"
-            os.write(writable, json.dumps(work()).encode())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writable)
-    with os.fdopen(readable, "rb") as answer:
-        text = answer.read()
-    _, status = os.waitpid(child, 0)
-    if status:
-        raise SystemExit(f"the turn of {name!r} failed")
-    return dict(json.loads(text))
+def copies(make: Callable[[], Any]) -> dict[str, Any]:
+    """A copy for each variant, made in random order behind random other objects."""
+    order = random.sample(VARIANTS, len(VARIANTS))
+    between = [bytes(random.randrange(64, 20_000)) for _ in range(random.randrange(2_000))]
+    made = {name: make() for name in order}
+    del between
+    for model in made.values():
+        plain = type(model)
+        model.__class__ = type(plain.__name__, (plain,), {"__module__": plain.__module__})
+    hooked = made["empty hooks"]
+    hooked.register_forward_pre_hook(lambda _module, _args, _kwargs: None, with_kwargs=True)
+    hooked.register_forward_hook(lambda _module, _args, _output: None)
+    return made
 
 
-def measure(model: Any, ids: torch.Tensor, tokens: int, rounds: int) -> dict[str, Any]:  # noqa: ANN401 - a model
-    """Let the variants take turns, and report medians."""
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    gc.collect()
-    gc.freeze()
-    for number in range(rounds):
-        for name in VARIANTS[number % 5 :] + VARIANTS[: number % 5]:
-            turns[name].append(forked(name, lambda name=name: turn(name, model, ids, tokens)))  # type: ignore[misc]
+def one_set(make: Callable[[], Any], ids: torch.Tensor, tokens: int, rounds: int) -> Times:
+    """Let the copies of one set take turns."""
+    models, times = copies(make), Times()
+    with inferscope.trace(models["traced"], sinks=()) as session:
+        for model in models.values():
+            once(model, ids, min(tokens, 64))
+        session.wait()
+        gc.collect()
+        for turn in range(rounds + WARM_UP):
+            for name in VARIANTS[turn % 4 :] + VARIANTS[: turn % 4]:
+                wall = once(models[name], ids, tokens)
+                started = time.perf_counter_ns()
+                session.wait()
+                drained = time.perf_counter_ns() - started
+                own = session.last.record.ledger.self_ns if name == "traced" else 0
+                ended = once(models[name], ids, 8, EndStamp())
+                session.wait()
+                if turn < WARM_UP:
+                    continue
+                times.walls[name].append(wall)
+                times.after[name].append(ended)
+                if name == "traced":
+                    times.own.append(own)
+                    times.drained.append(drained)
+    return times
+
+
+def measure(make: Callable[[], Any], ids: torch.Tensor, tokens: int, sets: int, rounds: int) -> dict[str, Any]:
+    """Measure many sets, and report medians over them."""
+    measured = [one_set(make, ids, tokens, rounds) for _ in range(sets)]
+
+    def middle(of: Callable[[Times], list[int]], scale: float) -> dict[str, float]:
+        return spread([statistics.median(of(one)) / scale for one in measured])
+
+    bare_us = statistics.median(statistics.median(one.walls["bare"]) for one in measured) / tokens / 1e3
+    added = {name: spread([one.added_us(name, tokens) for one in measured]) for name in VARIANTS[1:]}
     return {
-        **report(turns, tokens),
-        "unsampled_us_per_request": forked("unsampled", lambda: unsampled(model)),
+        "implementation": IMPLEMENTATION.name,
+        "tokens_per_request": tokens,
+        "sets": sets,
+        "rounds": rounds,
+        "bare_us_per_pass": bare_us,
+        "added_us_per_pass": added,
+        "added_share": added["traced"]["median"] / bare_us,
+        "self_us_per_pass": middle(lambda one: one.own, tokens * 1e3),
+        "after_last_token_us": {name: middle(lambda one, name=name: one.after[name], 1e3) for name in VARIANTS},  # type: ignore[misc]
+        "background_us_per_request": middle(lambda one: one.drained, 1e3),
+        "unsampled_us_per_request": unsampled(make()),
     }
 
 
@@ -177,43 +201,50 @@ def _refused_us(model: Any, ids: torch.Tensor) -> float:  # noqa: ANN401 - a mod
     return (time.perf_counter_ns() - started) / 1e3
 
 
-def report(turns: dict[str, list[dict[str, float]]], tokens: int) -> dict[str, Any]:
-    """Medians, and paired differences per round, so that a slow minute of the machine hits all variants."""
+def tiny(sets: int, rounds: int) -> dict[str, Any]:
+    """The worst case."""
+    with torch.inference_mode():
+        return measure(tiny_llama, prompt(1000), 256, sets, rounds)
 
-    def paired(name: str) -> list[float]:
-        return [(a["wall"] - b["wall"]) / tokens / 1e3 for a, b in zip(turns[name], turns["bare"], strict=True)]
 
-    bare_ns = statistics.median(one["wall"] for one in turns["bare"])
-    added = {name: spread(paired(name)) for name in VARIANTS[1:]}
-    traced = turns["traced"]
-    return {
-        "tokens_per_request": tokens,
-        "bare_us_per_pass": bare_ns / tokens / 1e3,
-        "added_us_per_pass": added,
-        "added_share": added["traced"]["median"] * tokens * 1e3 / bare_ns,
-        "self_us_per_pass": spread([one["own"] / tokens / 1e3 for one in traced]),
-        "after_last_token_us": {name: spread([one["after"] / 1e3 for one in ones]) for name, ones in turns.items()},
-        "background_us_per_request": spread([one["drained"] / 1e3 for one in traced]),
-    }
+def tiny_in_python(sets: int, rounds: int) -> dict[str, Any]:
+    """The same in a process without the C extension."""
+    command = [sys.executable, __file__, "--tiny", "--sets", str(sets), "--rounds", str(rounds)]
+    environment = {**os.environ, "INFERSCOPE_NATIVE": "0"}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def smollm2(sets: int, rounds: int) -> dict[str, Any]:
+    """A real model."""
+    weights = load(None).model
+    with torch.inference_mode():
+        return measure(lambda: copy.deepcopy(weights), prompt(40_000), 24, sets, rounds)
 
 
 def main() -> None:
     """Run both models and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--sets", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--out", default="overhead-cpu")
+    parser.add_argument("--tiny", action="store_true", help="the small model alone, as JSON")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # threads do not survive a fork
-    with torch.inference_mode():
-        tiny = measure(tiny_llama(), prompt(1000), 256, options.rounds)
-        real = measure(load(None).model, prompt(40_000), 16, max(options.rounds // 4, 8))
-    for name, result in (("tiny Llama", tiny), ("SmolLM2-135M", real)):
+    if options.tiny:
+        print(json.dumps(tiny(options.sets, options.rounds)))
+        return
+    found = {
+        "tiny_llama": tiny(options.sets, options.rounds),
+        "tiny_llama_python": tiny_in_python(max(options.sets // 2, 2), options.rounds),
+        "smollm2": smollm2(max(options.sets // 10, 2), options.rounds),
+    }
+    for name, result in found.items():
         added = ", ".join(f"{key} {value['median']:+.1f}" for key, value in result["added_us_per_pass"].items())
         after = ", ".join(f"{key} {value['median']:.0f}" for key, value in result["after_last_token_us"].items())
-        left_out = ", ".join(f"{key} {value:+.1f}" for key, value in result["unsampled_us_per_request"].items())
-        print(f"{name}: unsampled request, us: {left_out}")
-        print(f"{name}: bare {result['bare_us_per_pass']:.1f} us/pass; {added}; after the last token, us: {after}")
-    write(options.out, {"tiny_llama": tiny, "smollm2": real})
+        left_out = result["unsampled_us_per_request"]["unsampled"]
+        print(f"{name} ({result['implementation']}): bare {result['bare_us_per_pass']:.1f} us/pass; {added}")
+        print(f"    after the last token, us: {after}; a request left out, us: {left_out:+.1f}")
+    write(options.out, found)
 
 
 if __name__ == "__main__":
