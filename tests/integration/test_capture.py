@@ -172,8 +172,8 @@ class _StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("error", [_StoppedError, KeyboardInterrupt, GeneratorExit, MemoryError])
-@pytest.mark.parametrize("where", ["processor", "streamer", "forward"])
+@pytest.mark.parametrize("error", [_StoppedError, KeyboardInterrupt, GeneratorExit, torch.OutOfMemoryError])
+@pytest.mark.parametrize("where", ["processor", "criterion", "streamer", "forward"])
 def test_the_users_exception_passes_through_and_leaves_an_aborted_record(llama, prompt, error, where):
     raised = error("mine")
     calls = 0
@@ -192,6 +192,8 @@ def test_the_users_exception_passes_through_and_leaves_an_aborted_record(llama, 
     options = {}
     if where == "processor":
         options["logits_processor"] = [Processor()]
+    if where == "criterion":
+        options["stopping_criteria"] = [lambda ids, _scores: strike() or torch.zeros(len(ids), dtype=torch.bool)]
     if where == "streamer":
         options["streamer"] = type("S", (), {"put": strike, "end": lambda _self: None})()
     handle = llama.model.register_forward_hook(strike) if where == "forward" else None
