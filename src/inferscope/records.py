@@ -273,13 +273,13 @@ class PhaseLedger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """Another request that was in a forward on the same device while this one ran.
+    """Another request that took time from this one while it ran.
 
     Attributes:
         request_id: The other record's.
         trace_id: Its trace, 32 hexadecimal digits; None where it has no span.
         span_id: Its request span, 16 hexadecimal digits; None where it has none.
-        overlap_ns: Time of this request's phases during which the other was inside a forward.
+        overlap_ns: Time that it took from this request's phases, as `PhaseRecord.contended_ns`.
     """
 
     request_id: str
@@ -368,8 +368,9 @@ class PhaseRecord:
         device: Device time; None where it is unknown.
         launches: Kernels launched; None where they were not counted.
         syncs: Host reads seen at their seam: a lower bound; None where there is no such seam.
-        contended_ns: Overlay: time during which any other traced request was in a forward on the same device.
-            A lower bound from host stamps; None where that was not looked at.
+        contended_ns: Overlay: time that other traced requests took from this one: they were in a forward on the same
+            device, or at work on the host while this thread did not run, since one thread at a time has the
+            interpreter. A lower bound from host stamps; None where that was not looked at.
         mixed_passes: Those of the passes in which other requests did the other thing: prefilled while this one
             decoded, or decoded while it prefilled. None where a pass has one request only.
         deep: Forwards whose operators were recorded; None where none was.

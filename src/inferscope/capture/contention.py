@@ -1,4 +1,4 @@
-"""Which requests ran beside each other: who was in a forward while another one was waiting.
+"""Which requests ran beside each other: who was at work while another one was waiting.
 
 Looked at after a request has ended, from the rows that every request writes anyway; nothing here runs inside a
 forward. What a long request has folded away is no longer known: overlaps are lower bounds.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from inferscope.capture.frames import Row
 
@@ -22,6 +22,20 @@ __all__ = ["TRAFFIC", "Interval", "Traffic", "overlap_ns", "union"]
 Interval = tuple[int, int]
 RECENT_KEPT = 64
 """Finished requests whose rows are kept while an older one still runs."""
+
+
+class Beside(NamedTuple):
+    """Another request, and when it was at work; intervals ascend.
+
+    Attributes:
+        raw: The request.
+        passes: Within forwards.
+        host: Between them, where it prepares and selects in Python, and so holds the interpreter.
+    """
+
+    raw: RawRequest
+    passes: list[Interval]
+    host: list[Interval]
 
 
 class Traffic:
@@ -63,8 +77,8 @@ class Traffic:
             kept = [other for other in self._recent if oldest_ns is not None and other.request.left_ns > oldest_ns]
             self._recent = deque(kept, maxlen=RECENT_KEPT)
 
-    def beside(self, raw: RawRequest) -> list[tuple[RawRequest, list[Interval]]]:
-        """The others whose passes overlap a finished request in time, with those passes in ascending order."""
+    def beside(self, raw: RawRequest) -> list[Beside]:
+        """The others that were at work while a finished request ran."""
         entered_ns, left_ns = raw.request.entered_ns, raw.request.left_ns
         with self._lock:
             others = [other for other in (*self._live, *self._recent) if other is not raw]
@@ -72,9 +86,13 @@ class Traffic:
         for other in others:
             if other.request.entered_ns >= left_ns:
                 continue
-            passes = [span for span in _passes(other) if span[1] > entered_ns and span[0] < left_ns]
-            if passes:
-                found.append((other, passes))
+            course = _course(other)
+            passes, host = (
+                [span for span in spans if span[1] > entered_ns and span[0] < left_ns]
+                for spans in (course.passes, course.host)
+            )
+            if passes or host:
+                found.append(Beside(other, passes, host))
         return found
 
     def reset(self) -> None:
@@ -85,16 +103,25 @@ class Traffic:
 TRAFFIC = Traffic()
 
 
-def _passes(other: RawRequest) -> list[Interval]:
-    """Passes written down so far. The other thread may be writing: rows that are not whole yet hold a zero."""
+def _course(other: RawRequest) -> Beside:
+    """What was written down so far. The other thread may be writing: rows that are not whole yet hold a zero."""
     rows_now, used = other.request.rows, other.request.row
-    found = []
+    course = Beside(other, [], [])
+    left_ns = other.request.entered_ns
     for rows in (*tuple(other.request.chunks), rows_now[:used]):
-        for start in range(0, len(rows), Row.WIDTH):
-            started, ended = rows[start + Row.STARTED], rows[start + Row.ENDED]
-            if 0 < started < ended:
-                found.append((started, ended))
-    return found
+        for at in range(0, len(rows), Row.WIDTH):
+            row = rows[at : at + Row.WIDTH]
+            entered, started, ended, left = row[Row.ENTERED], row[Row.STARTED], row[Row.ENDED], row[Row.LEFT]
+            if not 0 < started < ended <= left:
+                continue
+            course.passes.append((started, ended))
+            # While it waits for its device it does not keep the interpreter from others.
+            if left_ns < entered:
+                course.host.append((left_ns, entered))
+            left_ns = max(left, row[Row.STOP_ENDED])
+            if row[Row.STOP_STARTED] > left:
+                course.host.append((left, row[Row.STOP_STARTED]))
+    return course
 
 
 def overlap_ns(spans: Iterable[Interval], others: list[Interval]) -> int:

@@ -165,7 +165,7 @@ class PhaseSums:
         Args:
             origin_ns: Start of the request on its clock.
             wait_known: Whether stop checks were seen; without them the wait is inside `select`.
-            contended_ns: Time in which other requests were in a forward on the same device.
+            contended_ns: Time that other requests took from this one.
             known: What passes of this model were measured at on the device.
             encoder_len: Tokens of an encoder's output that the passes looked at; None where that is not known.
         """

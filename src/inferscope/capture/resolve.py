@@ -396,19 +396,41 @@ class Resolver:
         }
 
     def _beside(self, raw: RawRequest) -> tuple[dict[str, int], tuple[Contender, ...]]:
-        """Time per phase in which other requests were in a forward on the same device, and who they were."""
+        """Time per phase that other requests took from this one, and who they were.
+
+        That is the time in which they were in a forward on the same device; or, where it is more, the time in which
+        this thread did not run while others were at work on the host, and so had the interpreter. When within a pass
+        the thread did not run is not known: of the two times at least so much must fall together as does not fit
+        beside each other into the phase.
+        """
         others = TRAFFIC.beside(raw)
         device = device_of(raw.module()) if others else None
-        overlaps, merged = [], []
-        for other, passes in others:
-            if device is None or device_of(other.module()) != device:
-                continue
-            shared_ns = sum(overlap_ns(spans, passes) for spans in self._spans.values())
-            overlaps.append(_contender(other, shared_ns))
-            merged += passes
-        together = union(merged)
+        away_ns = {name: max(0, phase.parts["offcpu"] - phase.parts["wait"]) for name, phase in self._phases.items()}
+        overlaps = []
+        on_device: list[Interval] = []
+        anywhere: list[Interval] = []
+        for other in others:
+            same = device is not None and device_of(other.raw.module()) == device
+            at_work = union([*other.passes, *other.host])
+            overlaps.append(_contender(other.raw, self._taken_ns(other.passes if same else [], at_work, away_ns)))
+            on_device += other.passes if same else []
+            anywhere += at_work
         found = sorted((each for each in overlaps if each.overlap_ns), key=lambda each: -each.overlap_ns)
-        return {name: overlap_ns(spans, together) for name, spans in self._spans.items()}, tuple(found[:CONTENDERS])
+        taken = self._taken_by_phase(union(on_device), union(anywhere), away_ns)
+        return taken, tuple(found[:CONTENDERS])
+
+    def _taken_ns(self, on_device: list[Interval], at_work: list[Interval], away_ns: dict[str, int]) -> int:
+        return sum(self._taken_by_phase(on_device, at_work, away_ns).values())
+
+    def _taken_by_phase(
+        self, on_device: list[Interval], at_work: list[Interval], away_ns: dict[str, int]
+    ) -> dict[str, int]:
+        taken = {}
+        for name, spans in self._spans.items():
+            passes_ns = overlap_ns(spans, on_device)
+            whole_ns = sum(ended_ns - began_ns for began_ns, ended_ns in spans)
+            taken[name] = max(passes_ns, away_ns.get(name, 0) + overlap_ns(spans, at_work) - whole_ns)
+        return taken
 
     def _walk_to_the_end(self, request: Request, breathe: Callable[[], None]) -> int:
         """Place what was not folded, then the rest of the request; the tail."""

@@ -210,7 +210,7 @@ REQUEST_START: tuple[Attribute[AskedSubject], ...] = (
 CONTENDER: tuple[Attribute[Contender], ...] = (
     Attribute("inferscope.request_id", "string", "", "The other request.", _get("request_id")),
     Attribute(
-        "inferscope.contended", "double", "s", "Time of this request in which the other was in a forward.",
+        "inferscope.contended", "double", "s", "Time that the other took from this request.",
         _seconds("overlap_ns"),
     ),
 )
@@ -432,7 +432,7 @@ PHASE: tuple[Attribute[PhaseSubject], ...] = (
     Attribute("inferscope.syncs", "int", "{sync}", "Host reads seen: a lower bound.", _get("phase.syncs")),
     Attribute(
         "inferscope.contended", "double", "s",
-        "Time in which another traced request was in a forward on the same device: a lower bound.",
+        "Time that other traced requests took, on the same device or with the interpreter: a lower bound.",
         _seconds("phase.contended_ns"),
     ),
     Attribute(
@@ -536,7 +536,7 @@ Prompt and completion text is never sent.
 """
 _START_LEAD = "Given when the request begins, so that samplers see them."
 _LINK_LEAD = (
-    "A request during which other traced requests were in a forward on the same device links to the spans of those "
+    "A request from which other traced requests took time links to the spans of those "
     "others, at most eight, largest overlap first."
 )
 _END_LEAD = (
