@@ -13,8 +13,9 @@ import torch
 from inferscope.analysis import cost as costs
 from inferscope.analysis.memory import account
 from inferscope.capture import introspect
+from inferscope.errors import SettingError
 from inferscope.settings import Settings
-from inferscope.specs import ModelSpec
+from inferscope.specs import DeviceSpec, ModelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from inferscope.analysis.cost import PassCost
     from inferscope.analysis.memory import MemoryAccount
-    from inferscope.specs import CostTerms, DeviceSpec
+    from inferscope.specs import CostTerms
 
 __all__ = ["TERMS_KEPT", "cost", "cost_terms", "kept_terms", "memory"]
 
@@ -62,7 +63,11 @@ def cost(  # noqa: PLR0913 - each one is a measure of a forward
 
     Raises:
         CostUnavailableError: The operators of this model cannot be counted exactly; the message says why.
+        SettingError: An argument has a value it cannot have.
     """
+    _check(batch_size=batch_size, q_len=q_len, past_len=past_len, logits_to_keep=logits_to_keep, images=images)
+    if part not in {"decoder", "encoder"}:
+        raise SettingError(f"part={part!r}: expected decoder or encoder")
     terms = cost_terms(model_or_config, dtype=dtype)
     if part == "encoder":
         fixed = terms.structure.encoder_len is not None
@@ -104,7 +109,11 @@ def memory(
 
     Raises:
         CostUnavailableError: The operators of this model cannot be counted exactly, or the lengths are impossible.
+        SettingError: An argument has a value it cannot have.
     """
+    _check(batch_size=batch_size, input_tokens=input_tokens, output_tokens=output_tokens)
+    if device is not None and not isinstance(device, DeviceSpec):
+        raise SettingError(f"device={device!r}: expected a DeviceSpec, such as inferscope.calibrate() returns")
     terms = cost_terms(model_or_config, dtype=dtype)
     as_stored = None
     if isinstance(model_or_config, torch.nn.Module) and dtype is None:
@@ -130,6 +139,9 @@ def cost_terms(model_or_config: object, *, dtype: str | None = None) -> CostTerm
     Raises:
         CostUnavailableError: The operators of this model cannot be counted exactly; the message says why.
     """
+    if isinstance(model_or_config, str):
+        raise SettingError(f"{model_or_config!r}: expected a model or a configuration: hand over the loaded one")
+    dtype = None if dtype is None else str(dtype).removeprefix("torch.")
     digest = introspect.digest_of(model_or_config, dtype)
     known = _TERMS.get(digest)
     if known is not None:
@@ -140,6 +152,13 @@ def cost_terms(model_or_config: object, *, dtype: str | None = None) -> CostTerm
             _TERMS.pop(next(iter(_TERMS)), None)
         _TERMS[digest] = terms
     return terms
+
+
+def _check(**lengths: object) -> None:
+    """Refuse what is no whole number, before anything is counted."""
+    for name, value in lengths.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise SettingError(f"{name}={value!r}: expected a whole number of at least 0")
 
 
 def kept_terms(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import inferscope
 from inferscope.analysis.cost import fit, pass_cost
 from inferscope.capture.introspect import count, describe
 
@@ -238,3 +239,27 @@ def test_half_the_width_of_numbers_is_half_the_bytes():
     assert half.flops == single.flops
     assert 2 * half.weight_bytes == single.weight_bytes
     assert 2 * half.kv_read_bytes == single.kv_read_bytes
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"device": "cpu"},
+        {"batch_size": 2.5},
+        {"batch_size": "8"},
+        {"input_tokens": -1},
+        {"output_tokens": True},
+    ],
+)
+def test_memory_names_the_argument_that_is_wrong(wrong):
+    with pytest.raises(inferscope.InferscopeError, match=next(iter(wrong))):
+        inferscope.memory(transformers.LlamaConfig(num_hidden_layers=1), **wrong)
+
+
+def test_cost_names_the_argument_that_is_wrong():
+    config = transformers.LlamaConfig(num_hidden_layers=1)
+    for wrong in ({"part": "both"}, {"q_len": "5"}):
+        with pytest.raises(inferscope.InferscopeError, match=next(iter(wrong))):
+            inferscope.cost(config, **wrong)
+    with pytest.raises(inferscope.InferscopeError, match="configuration"):
+        inferscope.cost("gpt2")

@@ -172,3 +172,13 @@ def test_an_unsampled_loop_leaves_nothing(llama, prompt, loop):
     with inferscope.trace(llama, sinks=(), sample_rate=0) as session:
         loop(llama, prompt, 4)
     assert session.last is None
+
+
+def test_several_calls_in_one_request_do_not_claim_to_know_how_many_tokens_came(llama, prompt):
+    with inferscope.trace(llama, sinks=()) as session, session.request():
+        llama.generate(prompt, max_new_tokens=3)
+        llama.generate(prompt, max_new_tokens=3)
+    record = session.last.record
+    assert record.phase("prefill").passes == 2
+    assert record.output_tokens is None
+    assert record.tpot_ns is None

@@ -73,6 +73,7 @@ class Resolver:
         self._stops = 0
         self._passes = 0
         self._own_passes = 0  # of the model itself: no encoder's, no draft's
+        self._prompts = 0  # those of them with nothing behind them
         self._nested: list[Sequence[int]] = []
         self._encoder_len: int | None = None
         self._speculation = Speculation()
@@ -221,6 +222,7 @@ class Resolver:
             if self._own_passes and self._after_first_ns is None and name is not ENCODE:
                 self._after_first_ns = entered
             return
+        self._prompts += past == 0 and name.phase == PREFILL.phase
         if self._own_passes == 0:
             self._batch_size = _known(batch)
         elif self._after_first_ns is None and name.phase not in {None, PREFILL.phase}:
@@ -477,7 +479,8 @@ class Resolver:
         if prefill is not None and set(by_name) <= {"prefill", "decode"}:
             passes = decode.passes if decode is not None else 0
             single = decode is None or decode.tokens == passes * (self._batch_size or 0)
-            output_len = passes + 1 if single else None
+            # Several prompts are several generations, of which nothing says how many tokens each gave.
+            output_len = passes + 1 if single and self._prompts <= 1 else None
         return self._batch_size, None if prefill is None else prefill.tokens, output_len
 
     def _notes(self, *, loop: bool) -> tuple[str, ...]:

@@ -228,6 +228,13 @@ def test_overhead_bound_fires_inside_forwards_and_python_between_them():
     assert "overhead-bound-passes" not in between
 
 
+def test_what_others_or_nobody_explains_is_not_put_down_to_operators():
+    away = codes(model(**TINY), forward_ns=1_000_000, away_ns=900_000)
+    assert "overhead-bound-passes" not in away
+    few = {**TINY, "calls": 10}  # ten operators at 1.5 us, and up to thrice that, in a millisecond
+    assert "overhead-bound-passes" not in codes(model(**few), forward_ns=1_000_000)
+
+
 def test_a_slow_streamer_is_named():
     made = record(model(**COMPUTE), forward_ns=1_000_000, deliver_ns=900_000)
     finding = next(
