@@ -261,7 +261,11 @@ def test_own_sample_rate(llama, prompt):
         inferscope.trace(llama, sample_rate=2)
 
 
-@pytest.mark.parametrize("key", [otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_language_model_instrumentation"])
+@pytest.mark.parametrize(
+    "key",
+    [otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_language_model_instrumentation"],
+    ids=["opentelemetry", "traceloop"],
+)
 def test_where_instrumentation_is_suppressed_there_are_no_spans(llama, prompt, spans, key):
     with inferscope.trace(llama, sinks=[spans.sink]) as session:
         token = otel_context.attach(otel_context.set_value(key, True))

@@ -308,7 +308,11 @@ def test_the_sampler_sees_what_was_asked_for():
     assert seen[name]["gen_ai.request.max_tokens"] == 16
 
 
-@pytest.mark.parametrize("key", [otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_language_model_instrumentation"])
+@pytest.mark.parametrize(
+    "key",
+    [otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_language_model_instrumentation"],
+    ids=["opentelemetry", "traceloop"],
+)
 def test_suppression_at_generates_entry_is_honoured(recorder, key):
     suppressed = otel_context.set_value(key, value=True, context=otel_context.Context())
     assert recorder.emit(make_result(parent_context=suppressed)) == ()
