@@ -4,16 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
+WORKERS ?= 2
 
 .PHONY: demo test test-matrix test-ray lint format bench gpu clean
 
 demo: $(STAMP)
 	$(BIN)/inferscope demo $(DEMO_FLAGS)
 
+# Two processes, one thread each (tests/conftest.py): WORKERS=0 runs everything in one.
 # The second run is without the C extension: what stands in for it is to do the same.
 test: $(STAMP)
-	$(BIN)/python -m pytest
-	INFERSCOPE_NATIVE=0 $(BIN)/python -m pytest --quiet tests/unit/capture tests/integration/test_capture.py tests/integration/test_loops.py
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	INFERSCOPE_NATIVE=0 $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist worksteal tests/unit/capture tests/integration/test_capture.py tests/integration/test_loops.py
 
 # Ray is large, and its servers want both cores of a small machine: its test stands apart from the others.
 test-ray: $(STAMP)

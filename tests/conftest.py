@@ -14,6 +14,10 @@ from hypothesis import settings as hypothesis_settings
 hypothesis_settings.register_profile("steady", deadline=None, print_blob=True)
 hypothesis_settings.load_profile("steady")
 
+# Test processes beside each other share the cores; before torch is loaded.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell that runs tests in the background has Ctrl-C ignored, and so would the programs that tests press it in.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
