@@ -293,7 +293,7 @@ class OperatorTime:
     """Operators of one group, or of one name, in the passes that the deep tier recorded.
 
     Attributes:
-        group: attention, linear, norm/elementwise, moe, kv-cache, copy, sampling or other.
+        group: attention, linear, norm/elementwise, moe, kv-cache, copy, sampling, communication or other.
         name: As torch names it; None where it is the whole group.
         time_ns: Of the outermost operators on the host where the host computes; of their kernels on a GPU.
         wall_ns: Of the recorded passes, on the host.
@@ -315,6 +315,42 @@ class OperatorTime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostLedger:
+    """The host's side of recorded forwards, exclusive: python + dispatch + driver + sync = operators + python of them.
+
+    Attributes:
+        python_ns: Neither an operator nor a call into the driver ran.
+        dispatch_ns: In an operator, outside the driver.
+        driver_ns: In the driver, launching.
+        sync_ns: In the driver, waiting for the device.
+    """
+
+    python_ns: int
+    dispatch_ns: int
+    driver_ns: int
+    sync_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLedger:
+    """The device's side of recorded forwards, exclusive: busy + starved + launch gap + drained = window.
+
+    Attributes:
+        window_ns: From each forward's beginning on the host to its last moment on either.
+        busy_ns: Group and time, longest first; where streams overlap, what began first has the time.
+        starved_ns: Idle, and the host had not launched what came next; what passes before a forward's first launch too.
+        launch_gap_ns: Idle, although the next kernel had been launched.
+        drained_ns: Idle until the next launch, after the host had waited for the device.
+    """
+
+    window_ns: int
+    busy_ns: tuple[tuple[str, int], ...]
+    starved_ns: int
+    launch_gap_ns: int
+    drained_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeepTime:
     """Forwards of a phase whose operators were recorded. Of these passes alone: nothing is scaled to the phase.
 
@@ -330,6 +366,8 @@ class DeepTime:
         cost_ns: What starting and stopping took; it is in the ledger's `self_ns`.
         device_busy_ns: Union of the kernels' intervals; None where no device did the work.
         largest: The operators that took longest by name, at most 20.
+        host: The host's side in four parts; None where no call into a device's driver was seen.
+        device: The device's side; None where no device did the work.
         provenance: "deep".
     """
 
@@ -342,6 +380,8 @@ class DeepTime:
     cost_ns: int
     device_busy_ns: int | None = None
     largest: tuple[OperatorTime, ...] = ()
+    host: HostLedger | None = None
+    device: DeviceLedger | None = None
     provenance: Literal["deep"] = "deep"
 
     @property

@@ -237,6 +237,39 @@ def test_a_fault_of_ours_costs_the_recording_and_nothing_else(llama, prompt, mon
     assert capfd.readouterr().err.count("deep-failed") == 1
 
 
+class Watching:
+    """A streamer that looks whether a recording is open between two forwards."""
+
+    def __init__(self):
+        self.open = []
+
+    def put(self, _value):
+        self.open.append(deep._state.window is not None)
+
+    def end(self):
+        pass
+
+
+def test_a_device_is_not_waited_for(llama, prompt, monkeypatch):
+    """The recording lasts until the next forward begins; what is selected meanwhile is not of the forward."""
+    expected = llama.generate(prompt, max_new_tokens=NEW)
+    start, obstacle = deep._start, deep._obstacle
+    monkeypatch.setattr("inferscope.capture.deep.cuda_devices_of", lambda _model: ("cuda:0",))
+    monkeypatch.setattr(deep, "_start", lambda *, cuda: start(cuda=False))
+    monkeypatch.setattr(deep, "_obstacle", lambda _devices: obstacle(()))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("the device was waited for"))
+    watching = Watching()
+    with inferscope.trace(llama, sinks=(), deep_every=1) as session:
+        assert torch.equal(llama.generate(prompt, max_new_tokens=NEW, streamer=watching), expected)
+        assert deep._state.window is None
+        record = session.last.record
+    assert watching.open == [False, *[True] * NEW]  # the prompt is put before the first forward
+    assert [phase.deep.passes for phase in record.phases] == [1, NEW - 1]
+    for phase in record.phases:
+        assert "sampling" not in {each.group for each in phase.operators}
+        assert abs(phase.deep.closure_ns) < phase.deep.wall_ns / 10
+
+
 def test_a_hand_written_loop_is_recorded(llama, prompt):
     with inferscope.trace(llama, sinks=(), deep_every=1) as session, torch.no_grad():
         out = llama(prompt, use_cache=True)

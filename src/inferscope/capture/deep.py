@@ -7,11 +7,12 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from inferscope import notices
 from inferscope.capture.frames import Row
 from inferscope.meters.cuda import cuda_devices_of
 from inferscope.meters.deep import BUDGET, close_here, open_window
 from inferscope.meters.operator_groups import MeasuredPass
-from inferscope.records import DeepTime, OperatorTime
+from inferscope.records import DeepTime, DeviceLedger, HostLedger, OperatorTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from inferscope.capture.device import PassMeter
     from inferscope.capture.frames import Request
     from inferscope.meters.deep import Budget, Window
+    from inferscope.meters.deep_ledger import DeviceSplit, HostSplit
 
 __all__ = ["LARGEST_KEPT", "BothMeters", "DeepMeter", "DeepSums", "Schedule", "schedule_of"]
 
@@ -29,6 +31,9 @@ SLOW = 3
 _SETTLED = 16
 """Passes after which the median is believed."""
 _STEP = 32
+_INCOMPLETE = (
+    "a recorded forward was left out: the device had not ended it when the next one began, and is not waited for"
+)
 _DECODE_FROM = 2
 """The first recorded decode pass of a model: not the very first, which is slower than those that follow."""
 
@@ -107,11 +112,13 @@ class DeepMeter:
         self._schedule = schedule_of(module)
         self._devices = cuda_devices_of(module)
         self._window: Window | None = None
-        self._index = -1
+        self._index = self._began = -1
         self._recorded = False
 
     def begin(self) -> None:
         """A forward begins."""
+        if self._window is not None:
+            self._finish()
         request = self._request
         self._index += 1
         if self._index > 1 and request.row and not self._recorded:
@@ -120,23 +127,38 @@ class DeepMeter:
         self._recorded = False
         if self._schedule.wants(self._index, self._every):
             self._window = open_window(self._devices)
+            self._began = self._index
 
     def end(self) -> None:
-        """A forward has been issued."""
-        window, self._window = self._window, None
+        """A forward has been issued.
+
+        A device may still be at work on it, and is not waited for: the recording goes on until the next forward
+        begins, before which the host has read the token.
+        """
+        window = self._window
         if window is None:
             return
         self._recorded = True
+        window.end_pass()
+        if not window.on_device:
+            self._finish()
+
+    def _finish(self) -> None:
+        window, self._window = self._window, None
+        if window is None:
+            return
         if window.close():
             self._request.windows.append(window)
-        self._schedule.recorded(self._index, window.cost_ns, window.wall_ns)
+        self._schedule.recorded(self._began, window.cost_ns, window.wall_ns)
 
     def flush(self) -> None:
         """Rows are about to be looked at: nothing of this is in them."""
 
     def close(self) -> None:
         """The request is over: nothing of it stays open."""
-        if self._window is not None:
+        if self._recorded:
+            self._finish()
+        elif self._window is not None:
             self._window = None
             close_here()
 
@@ -199,6 +221,9 @@ class DeepSums:
             one = window.read(breathe)
             if one is None:
                 continue
+            if one.lost:
+                notices.warn("deep-incomplete", _INCOMPLETE, launches=one.lost)
+                continue
             self.passes += 1
             self.wall_ns += window.wall_ns
             self.cost_ns += window.cost_ns
@@ -221,6 +246,8 @@ class DeepSums:
             closure_ns=self.wall_ns - measured.operators_ns - measured.python_ns,
             cost_ns=self.cost_ns,
             device_busy_ns=measured.device_busy_ns,
+            host=_host(measured.host),
+            device=_device(measured.device),
             largest=tuple(
                 self._entry(each.group, name, (each.time_ns, each.calls, each.launches))
                 for name, each in by_time[:LARGEST_KEPT]
@@ -245,3 +272,23 @@ class DeepSums:
             calls=calls,
             launches=launches if self.measured.device_busy_ns is not None else None,
         )
+
+
+def _host(split: HostSplit | None) -> HostLedger | None:
+    if split is None:
+        return None
+    return HostLedger(
+        python_ns=split.python_ns, dispatch_ns=split.dispatch_ns, driver_ns=split.driver_ns, sync_ns=split.sync_ns
+    )
+
+
+def _device(split: DeviceSplit | None) -> DeviceLedger | None:
+    if split is None:
+        return None
+    return DeviceLedger(
+        window_ns=split.window_ns,
+        busy_ns=tuple(sorted(split.busy_ns.items(), key=lambda item: -item[1])),
+        starved_ns=split.starved_ns,
+        launch_gap_ns=split.launch_gap_ns,
+        drained_ns=split.drained_ns,
+    )

@@ -18,6 +18,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from inferscope import notices
+from inferscope.meters.deep_ledger import DriverCall
 from inferscope.meters.operator_groups import MeasuredPass, OperatorSpan, is_operator, measure
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ _MARK = "inferscope.pass"
 _UNREAD_KEPT = 4
 """Recordings that have not been read; an event takes 1.5 kB, a forward of a large model has thousands."""
 _EVENTS_PER_BREATH = 64
+_DEVICE_WORK = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
+_DRIVER = frozenset({"cuda_runtime", "cuda_driver"})
+"""Kinds of events, as Kineto names them."""
 _OTHERS_WAIT_S = 5.0
 
 
@@ -84,7 +88,7 @@ class Window:
         """
         from torch._C._profiler import _RecordFunctionFast  # noqa: PLC0415 - torch loads with the first model
 
-        self._devices = devices
+        self.on_device = bool(devices)
         self._thread = threading.get_ident()
         self._results: Any = None
         began_ns = time.perf_counter_ns()
@@ -104,24 +108,37 @@ class Window:
         """Whether the calling thread opened it, which is the only one that may close it."""
         return self._thread == threading.get_ident()
 
-    def close(self) -> bool:
-        """End it; safe to call twice.
-
-        Returns:
-            Whether something was recorded.
-        """
-        if _state.window is not self or not self.is_of_this_thread:
-            return self._results is not None
+    def end_pass(self) -> None:
+        """The forward has been issued: what follows is not of it. Safe to call twice."""
+        if self.wall_ns or not self.is_open_here:
+            return
         ended_ns = time.perf_counter_ns()
         self.wall_ns = ended_ns - self.opened_ns
         try:
             self._mark.__exit__(None, None, None)
-            try:
-                _wait_for(self._devices)  # kernels that have not ended are not recorded
-            finally:
-                self._results = _stop()
-            _state.unread.add(self)
         except Exception as error:  # noqa: BLE001 - recording is what fails, not the request
+            _break(error)
+        self.cost_ns += time.perf_counter_ns() - ended_ns
+
+    @property
+    def is_open_here(self) -> bool:
+        """Whether it records, and the calling thread may end it."""
+        return _state.window is self and self.is_of_this_thread
+
+    def close(self) -> bool:
+        """End it, without waiting for a device: what a device has not ended by now is lost. Safe to call twice.
+
+        Returns:
+            Whether something was recorded.
+        """
+        if not self.is_open_here:
+            return self._results is not None
+        self.end_pass()
+        ended_ns = time.perf_counter_ns()
+        try:
+            self._results = _stop()
+            _state.unread.add(self)
+        except Exception as error:  # noqa: BLE001 - as above
             _break(error)
         finally:
             _state.window = None
@@ -258,14 +275,6 @@ def _stop() -> Any:  # noqa: ANN401 - torch's
     return _autograd()._disable_profiler()  # noqa: SLF001 - as above
 
 
-def _wait_for(devices: tuple[Any, ...]) -> None:
-    if devices:
-        import torch  # noqa: PLC0415 - as above
-
-        for device in devices:
-            torch.cuda.synchronize(device)
-
-
 def _obstacle(devices: tuple[Any, ...]) -> str | None:
     """Why nothing can be recorded now; None where it can."""
     import torch  # noqa: PLC0415 - torch loads with the first model
@@ -316,22 +325,32 @@ def _make_way(profile: Any) -> None:  # noqa: ANN401 - torch.autograd.profiler.p
 
 def _read(results: Any, breathe: Callable[[], None]) -> MeasuredPass | None:  # noqa: ANN401 - torch's
     spans: list[tuple[OperatorSpan, int]] = []
+    calls: list[tuple[DriverCall, int]] = []
     kernels: list[OperatorSpan] = []
     whole: tuple[int, int, int] | None = None
     for index, event in enumerate(results.events()):
         if index % _EVENTS_PER_BREATH == 0:
             breathe()
         name, start_ns, end_ns = event.name(), event.start_ns(), event.end_ns()
+        kind, number = event.activity_type(), event.correlation_id()
         if event.device_type().name != "CPU":
-            if event.activity_type() in {"kernel", "gpu_memcpy", "gpu_memset"}:
-                kernels.append(OperatorSpan(name, start_ns, end_ns, event.linked_correlation_id()))
+            if kind in _DEVICE_WORK:
+                kernels.append(OperatorSpan(name, start_ns, end_ns, event.linked_correlation_id(), number))
+        elif kind in _DRIVER:
+            calls.append((DriverCall(name, start_ns, end_ns, number), event.start_thread_id()))
         elif name == _MARK:
             whole = (start_ns, end_ns, event.start_thread_id())
         elif is_operator(name) and not event.is_async():
-            span = OperatorSpan(name, start_ns, end_ns, event.correlation_id())
-            spans.append((span, event.start_thread_id()))
+            spans.append((OperatorSpan(name, start_ns, end_ns, number), event.start_thread_id()))
     if whole is None:
         return None
-    start_ns, end_ns, thread = whole
-    own = [span for span, at in spans if at == thread and span.start_ns >= start_ns and span.end_ns <= end_ns]
-    return measure(start_ns, end_ns, own, kernels)
+    own = [span for span, thread in spans if _within(span, thread, whole)]
+    issued = [call for call, thread in calls if _within(call, thread, whole)]
+    # The recording lasts longer than the pass where a device works: what was issued after it is not of it.
+    links, launches = {span.link for span in own}, {call.launch for call in issued}
+    work = [kernel for kernel in kernels if kernel.launch in launches or kernel.link in links]
+    return measure(whole[0], whole[1], own, work, issued)
+
+
+def _within(span: OperatorSpan | DriverCall, thread: int, whole: tuple[int, int, int]) -> bool:
+    return thread == whole[2] and span.start_ns >= whole[0] and span.end_ns <= whole[1]

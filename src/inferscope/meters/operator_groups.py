@@ -9,12 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from inferscope.meters.deep_ledger import DeviceSplit, DeviceWork, HostSplit, split_device, split_host, unfinished
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from inferscope.meters.deep_ledger import DriverCall
+
 __all__ = ["GROUPS", "MeasuredPass", "OperatorSpan", "OperatorSum", "group_of", "is_operator", "measure"]
 
-GROUPS = ("attention", "linear", "norm/elementwise", "moe", "kv-cache", "copy", "sampling", "other")
+GROUPS = ("attention", "linear", "norm/elementwise", "moe", "kv-cache", "copy", "sampling", "communication", "other")
 
 # fmt: off
 _NAMES: dict[str, frozenset[str]] = {
@@ -51,7 +55,12 @@ _NAMES: dict[str, frozenset[str]] = {
 }
 # fmt: on
 _GROUP = {name: group for group, names in _NAMES.items() for name in names}
-_PARTS = (("scaled_dot_product", "attention"), ("flash_attn", "attention"), ("attention", "attention"))
+_PARTS = (
+    ("scaled_dot_product", "attention"), ("flash_attn", "attention"), ("attention", "attention"),
+    ("nccl", "communication"), ("allreduce", "communication"), ("all_reduce", "communication"),
+    ("allgather", "communication"), ("all_gather", "communication"), ("reduce_scatter", "communication"),
+    ("all_to_all", "communication"), ("alltoall", "communication"),
+)  # fmt: skip
 _UNTOLD = frozenset({"matmul", "einsum", "__matmul__"})
 """What they call says which product it is: one of a batch of matrices is attention's, others are linear layers'."""
 _GENERATED = ("triton_", "cpp_fused", "inductor")
@@ -64,6 +73,7 @@ class OperatorSpan(NamedTuple):
     start_ns: int
     end_ns: int
     link: int = 0  # what device work that it started refers to
+    launch: int = 0  # of device work: the number of the driver's call that started it
 
 
 @dataclass(slots=True)
@@ -85,7 +95,10 @@ class MeasuredPass:
         python_ns: Of the gaps between them, and before the first and after the last.
         gaps: How many of those are longer than 0.
         operators: By name. Their time is the host's where no device has worked for them, else the device's.
-        device_busy_ns: Union of the device's intervals; None where there was none.
+        device_busy_ns: Union of the device's intervals; None where there was none, or some were lost.
+        host: The host's side; None where no call into a driver was seen.
+        device: The device's side; None as `device_busy_ns`.
+        lost: Launches whose work had not ended when the recording did; the passes' device side is then unknown.
     """
 
     operators_ns: int = 0
@@ -93,6 +106,9 @@ class MeasuredPass:
     gaps: int = 0
     operators: dict[str, OperatorSum] = field(default_factory=dict)
     device_busy_ns: int | None = None
+    host: HostSplit | None = None
+    device: DeviceSplit | None = None
+    lost: int = 0
 
     def add(self, other: MeasuredPass) -> None:
         """Take another pass."""
@@ -101,6 +117,13 @@ class MeasuredPass:
         self.gaps += other.gaps
         if other.device_busy_ns is not None:
             self.device_busy_ns = (self.device_busy_ns or 0) + other.device_busy_ns
+        if other.host is not None:
+            self.host = self.host or HostSplit()
+            self.host.add(other.host)
+        if other.device is not None:
+            self.device = self.device or DeviceSplit()
+            self.device.add(other.device)
+        self.lost += other.lost
         for name, each in other.operators.items():
             held = self.operators.setdefault(name, OperatorSum(each.group))
             held.time_ns += each.time_ns
@@ -127,7 +150,13 @@ def group_of(name: str, inner: Iterable[str] = ()) -> str:
     return known or next((group for part, group in _PARTS if part in short), "other")
 
 
-def measure(start_ns: int, end_ns: int, spans: Sequence[OperatorSpan], kernels: Sequence[OperatorSpan]) -> MeasuredPass:
+def measure(
+    start_ns: int,
+    end_ns: int,
+    spans: Sequence[OperatorSpan],
+    kernels: Sequence[OperatorSpan],
+    calls: Sequence[DriverCall] = (),
+) -> MeasuredPass:
     """What ran in one pass.
 
     Args:
@@ -135,6 +164,7 @@ def measure(start_ns: int, end_ns: int, spans: Sequence[OperatorSpan], kernels: 
         end_ns: Its end.
         spans: Operators of its thread, those that others called included, in any order.
         kernels: Work of the device; `link` is that of the operator which started it, 0 where none is known.
+        calls: Into the driver, by its thread, in any order.
     """
     measured = MeasuredPass()
     outermost: list[tuple[OperatorSpan, list[str]]] = []
@@ -153,7 +183,14 @@ def measure(start_ns: int, end_ns: int, spans: Sequence[OperatorSpan], kernels: 
         reached_ns = span.end_ns
     measured.gaps += end_ns > reached_ns
     measured.python_ns += max(0, end_ns - reached_ns)
-    _sum_up(measured, outermost, kernels, outer_of)
+    if calls:
+        bounds = [(span.start_ns, span.end_ns) for span, _ in outermost]
+        measured.host = split_host(start_ns, end_ns, bounds, calls)
+        measured.lost = unfinished(calls, {each.launch for each in kernels})
+    work = _sum_up(measured, outermost, kernels, outer_of)
+    if work and not measured.lost:
+        measured.device = split_device(start_ns, end_ns, work, calls)
+        measured.device_busy_ns = sum(measured.device.busy_ns.values())
     return measured
 
 
@@ -162,19 +199,18 @@ def _sum_up(
     outermost: Sequence[tuple[OperatorSpan, list[str]]],
     kernels: Sequence[OperatorSpan],
     outer_of: dict[int, int],
-) -> None:
+) -> list[DeviceWork]:
+    """Sum operators by name, and give the device's work with the group of what started it."""
     sums = []
     for span, inner in outermost:
         group = group_of(span.name, inner)
         name = f"{span.name} ({group})" if span.name.rpartition("::")[2] in _UNTOLD else span.name
         held = measured.operators.setdefault(name, OperatorSum(group))
         held.calls += 1
-        if not kernels:
+        if not kernels and not measured.lost:
             held.time_ns += span.end_ns - span.start_ns
         sums.append(held)
-    if not kernels:
-        return
-    measured.device_busy_ns = _union_ns(kernels)
+    work = []
     for kernel in kernels:
         index = outer_of.get(kernel.link) if kernel.link else None
         if index is None:
@@ -183,11 +219,5 @@ def _sum_up(
             held = sums[index]
         held.time_ns += kernel.end_ns - kernel.start_ns
         held.launches += 1
-
-
-def _union_ns(spans: Sequence[OperatorSpan]) -> int:
-    total_ns = reached_ns = 0
-    for span in sorted(spans, key=lambda each: each.start_ns):
-        total_ns += max(0, span.end_ns - max(span.start_ns, reached_ns))
-        reached_ns = max(reached_ns, span.end_ns)
-    return total_ns
+        work.append(DeviceWork(held.group, kernel.start_ns, kernel.end_ns, kernel.launch))
+    return work

@@ -27,6 +27,7 @@ class OperatorTable:
     lead: str
     rows: tuple[tuple[str, ...], ...]
     largest: str
+    sides: tuple[str, ...] = ()
 
 
 def operator_tables(result: Result) -> tuple[OperatorTable, ...]:
@@ -42,6 +43,7 @@ def operator_tables(result: Result) -> tuple[OperatorTable, ...]:
                 lead=f"{clean(phase.name)}: {_lead(phase.deep, phase.passes)}",
                 rows=(_HEADING, *map(_cells, rows), _python_cells(phase.deep)),
                 largest=_largest(phase.deep),
+                sides=_sides(phase.deep),
             )
         )
     return tuple(tables)
@@ -54,6 +56,26 @@ def _lead(deep: DeepTime, passes: int) -> str:
         f"{count(deep.passes)} of {count(passes)} passes recorded [deep], {duration_ns(deep.wall_ns / deep.passes)} "
         f"each while recorded{busy}; closes within {percent(error)}"
     )
+
+
+def _sides(deep: DeepTime) -> tuple[str, ...]:
+    """Where the host's and the device's time went, a line each; nothing where there is no device."""
+    sides: list[tuple[str, tuple[tuple[str, int], ...]]] = []
+    if deep.host is not None:
+        host = deep.host
+        parts = ("python", host.python_ns), ("dispatch", host.dispatch_ns), ("driver", host.driver_ns)
+        sides.append(("host", (*parts, ("sync", host.sync_ns))))
+    if deep.device is not None:
+        device = deep.device
+        idle = ("starved", device.starved_ns), ("launch gap", device.launch_gap_ns), ("drained", device.drained_ns)
+        sides.append(("device", (*device.busy_ns, *idle)))
+    return tuple(_side(name, parts) for name, parts in sides)
+
+
+def _side(name: str, parts: tuple[tuple[str, int], ...]) -> str:
+    total_ns = sum(part_ns for _, part_ns in parts)
+    shares = " · ".join(f"{clean(part)} {percent(part_ns / total_ns)}" for part, part_ns in parts if part_ns)
+    return f"{name}: {shares}" if shares else f"{name}: nothing"
 
 
 def _cells(row: GroupRow) -> tuple[str, ...]:

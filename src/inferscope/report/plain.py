@@ -41,7 +41,8 @@ def to_text(result: Result, *, width: int = 80) -> str:
     lines += _wrapped(summary.PROVENANCE, width)
     for recorded in operator_tables(result):
         lines += ["", *_wrapped(recorded.lead, width), *_columns(recorded.rows, width=width)]
-        lines += _wrapped(recorded.largest, width)
+        for line in (*recorded.sides, recorded.largest):
+            lines += _wrapped(line, width)
     lines += _section("Verdict", summary.verdict_lines(result), width)
     lines += ["", "Ledger", *_ledger(record, width)]
     lines += _section("Slowest passes", summary.worst_lines(record), width)

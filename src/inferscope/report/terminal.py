@@ -159,7 +159,7 @@ def _operators(result: Result) -> Iterator[RenderableType]:
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         yield table
-        yield Text(each.largest, style="dim")
+        yield from (Text(line, style="dim") for line in (*each.sides, each.largest))
 
 
 def _ledger(record: GenerationRecord, width: int) -> RenderableType:

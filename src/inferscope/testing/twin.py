@@ -202,6 +202,16 @@ class DeviceTwin:
         """Whether a graph is being captured."""
         return self._captured is not None
 
+    @property
+    def last_interval(self) -> tuple[int, int]:
+        """The truth: when the device begins and ends what was launched last.
+
+        Raises:
+            IndexError: Nothing was launched.
+        """
+        last = self._kernels[-1]
+        return last.start_ns, last.end_ns
+
     def busy_ns(self, label: object = None) -> int:
         """The truth: time in which the device worked on what was issued under a label; None takes everything."""
         spans = sorted((one.start_ns, one.end_ns) for one in self._kernels if label is None or one.label == label)
