@@ -273,6 +273,7 @@ def test_a_traced_model_can_be_freed(transformers):
         (lambda model: inferscope.trace(model, sinks=["graphite"]), SinkError, "graphite"),
         (lambda model: inferscope.trace(model, sinks=[7]), SinkError, "7"),
         (lambda model: inferscope.trace(model, sinks="log"), SinkError, "expected a list"),
+        (lambda model: inferscope.trace(model, sinks=3), SinkError, "expected a list"),
         (lambda model: inferscope.trace(model, device="cpu"), SettingError, "calibrate"),
         (lambda model: inferscope.trace(model, detail="everything"), SettingError, "everything"),
     ],

@@ -81,7 +81,7 @@ def lint(model: Any, /, *, new_tokens: int = DEFAULT_NEW_TOKENS, **inputs: Any) 
 
     Args:
         model: A model with `generate`; one with a forward alone, or any function, of which one pass is counted.
-        new_tokens: Length of the longer request, at least 3; `max_new_tokens` among the inputs says the same.
+        new_tokens: Length of the longer request, at least 3; `max_new_tokens` among the inputs comes first.
         **inputs: What `generate` gets (or the forward): `input_ids=...`, `attention_mask=...`, `do_sample=True`.
 
     Returns:

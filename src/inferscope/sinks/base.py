@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from inferscope.errors import SinkError
@@ -9,7 +10,7 @@ from inferscope.sinks.jsonl import JsonlSink
 from inferscope.sinks.log import LogSink, SpanIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from inferscope.analysis.verdict import Result
 
@@ -61,8 +62,8 @@ def resolve_sinks(specs: Iterable[object]) -> tuple[Sink, ...]:
         SinkError: An entry is neither.
         CacheUnwritableError: A record file cannot be written.
     """
-    if isinstance(specs, str):
-        raise SinkError(f"sinks={specs!r}: expected a list, such as sinks=[{specs!r}]")
+    if isinstance(specs, str) or not isinstance(specs, Iterable):
+        raise SinkError(f"sinks={specs!r}: expected a list of {_CHOICES}")
     sinks = [resolve_sink(spec) for spec in specs]
     spans = next((sink for sink in sinks if isinstance(sink, SpanIndex)), None)
     for sink in sinks:
