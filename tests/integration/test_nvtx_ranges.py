@@ -8,10 +8,10 @@ import threading
 import mode_models
 import pytest
 import torch
-from conftest import build_llama
 from mode_truth import Taken, prompt
 
 import inferscope
+from conftest import build_llama
 from inferscope import notices
 from inferscope.capture import intercept
 from inferscope.settings import Settings

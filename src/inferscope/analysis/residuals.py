@@ -176,14 +176,15 @@ def _expected(phases: list[tuple[GenerationRecord, PhaseRecord]]) -> _Expected |
             return str(error)
         total += phase.passes
     return _Expected(
-        bytes=(min(cost.bytes.minimum for cost in costs), max(_most_bytes(cost) for cost in costs)),
+        bytes=(min(min(_totals(cost)) for cost in costs), max(max(_totals(cost)) for cost in costs)),
         flops=(min(cost.flops for cost in costs), max(cost.flops_full for cost in costs)),
         passes=total,
     )
 
 
-def _most_bytes(cost: PassCost) -> int:
-    return max(cost.bytes.executed, cost.bytes.model)
+def _totals(cost: PassCost) -> tuple[int, int, int]:
+    """In no fixed order: `ByteTriple` says when what runs is less than the least."""
+    return cost.bytes.minimum, cost.bytes.model, cost.bytes.executed
 
 
 def _ends(terms: CostTerms, phase: str, run: PassRun, encoder_len: int | None) -> list[PassCost]:

@@ -100,7 +100,7 @@ class RangeMeter:
         self._broken, self._open = True, 0
         notices.fault("nvtx-failed", error)
 
-    def _name(self) -> str:  # noqa: PLR0911 - one return per row of the rule
+    def _name(self) -> str:
         frame = CURRENT.get()
         if frame is None or frame.flags & Flag.BARE:
             return named_phase() or PASS

@@ -157,7 +157,7 @@ def _is_header(cells: list[str]) -> bool:
 
 def _entries(path: str | Path) -> Iterator[_Layout | _Entry]:
     """The layout first, then what each row says."""
-    stream = nsight_csv.rows(path, _is_header)
+    stream = nsight_csv.rows(path, _is_header, quoted=True)
     layout = _Layout(path, next(stream))
     yield layout
     width = len(layout.header.cells)
@@ -292,7 +292,7 @@ class _Gathered:
             return
         held = self.values.get(value.meaning.name)
         if held is None or value.meaning.rank < held[0]:
-            self.values[value.meaning.name] = (value.meaning.rank, number * scale * value.meaning.factor)
+            self.values[value.meaning.name] = (value.meaning.rank, number * round(scale * value.meaning.factor, 12))
 
     def _note(self, text: str) -> None:
         if len(self.notes) < RULES_KEPT:

@@ -45,12 +45,14 @@ class Row(NamedTuple):
     whole: bool
 
 
-def rows(path: str | Path, is_header: Callable[[list[str]], bool]) -> Iterator[Row]:
+def rows(path: str | Path, is_header: Callable[[list[str]], bool], *, quoted: bool) -> Iterator[Row]:
     """The rows of a file one by one, the header first; what stands before it is passed over.
 
     Args:
         path: What `ncu --csv` or `nsys stats --format csv` printed.
         is_header: Whether these cells are those of a header.
+        quoted: Where the header's cells are in quotation marks, those of every row are: what begins otherwise has been
+            printed by the program. So does ncu; nsys does not.
 
     Yields:
         The header, then each row; where the program has printed between them, a row of one cell. Blank lines and the
@@ -66,14 +68,16 @@ def rows(path: str | Path, is_header: Callable[[list[str]], bool]) -> Iterator[R
             problem = "not a file" if Path(path).exists() else "no such file"
             raise RecordFormatError(f"{path}: {problem}; give a CSV file that ncu or nsys wrote")
         with Path(path).open("rb") as file:
-            yield from _found(path, _lines(path, file), is_header)
+            yield from _found(path, _lines(path, file), is_header, quoted=quoted)
     except (OSError, ValueError) as error:
         if isinstance(error, RecordFormatError):
             raise
         raise RecordFormatError(f"{path}: cannot be read: {error}") from error
 
 
-def _found(path: str | Path, lines: Iterator[tuple[int, str]], is_header: Callable[[list[str]], bool]) -> Iterator[Row]:
+def _found(
+    path: str | Path, lines: Iterator[tuple[int, str]], is_header: Callable[[list[str]], bool], *, quoted: bool
+) -> Iterator[Row]:
     """The header, line by line until it is there: what a program prints may open a quotation that it never closes."""
     last = 0
     for last, line in lines:
@@ -84,14 +88,14 @@ def _found(path: str | Path, lines: Iterator[tuple[int, str]], is_header: Callab
                 continue
             if is_header(cells):
                 yield Row(last, cells, whole=line.endswith("\n"))
-                yield from _assembled(path, lines)
+                yield from _assembled(path, lines, quoted=quoted and line.startswith('"'))
                 return
     raise RecordFormatError(
         f"{path}, line {max(last, 1)}: no header found up to here: this is no CSV of ncu or nsys, or none that is known"
     )
 
 
-def _assembled(path: str | Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
+def _assembled(path: str | Path, lines: Iterator[tuple[int, str]], *, quoted: bool) -> Iterator[Row]:
     """Rows from lines: a quoted cell may hold line ends."""
     parts: list[str] = []
     began, size, open_quote = 0, 0, False
@@ -100,7 +104,7 @@ def _assembled(path: str | Path, lines: Iterator[tuple[int, str]]) -> Iterator[R
         if not open_quote:
             if not line.strip() or line.startswith("=="):
                 continue
-            if line[0] not in _START and (odd or line.count(",") < _COMMAS):
+            if not _begins_row(line, quoted=quoted, odd=odd):
                 yield Row(number, [line.strip()], whole=True)
                 continue
             parts, began, size = [], number, 0
@@ -113,6 +117,13 @@ def _assembled(path: str | Path, lines: Iterator[tuple[int, str]]) -> Iterator[R
             yield Row(began, _cells(path, began, parts), whole=line.endswith("\n"))
     if open_quote:
         raise RecordFormatError(f"{path}, line {began}: the last row is cut off: its writer was interrupted")
+
+
+def _begins_row(line: str, *, quoted: bool, odd: bool) -> bool:
+    """Whether a line begins a row, or is what the program has printed in between."""
+    if quoted:
+        return line.startswith('"')
+    return line.count(",") >= _COMMAS and (not odd or line[0] in _START)
 
 
 def _lines(path: str | Path, file: BinaryIO) -> Iterator[tuple[int, str]]:

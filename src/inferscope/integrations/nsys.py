@@ -60,7 +60,7 @@ class _Table:
             raise RecordFormatError(
                 f"{where}: {name} stands there in {nsight_csv.shown(unit)}, which is no unit of time"
             )
-        return value * scale * _S_TO_NS
+        return value * round(scale * _S_TO_NS, 9)  # nanoseconds of nanoseconds are to stay whole
 
     def needed(self, row: nsight_csv.Row, *names: str) -> float:
         value = self.number(row, *names)
@@ -155,7 +155,7 @@ def read_nsys(paths: Iterable[str | Path]) -> SystemsReport:
 
 def _tables(path: str | Path, notes: list[str]) -> Iterator[_Table]:
     table: _Table | None = None
-    for row in nsight_csv.rows(path, _is_header):
+    for row in nsight_csv.rows(path, _is_header, quoted=False):
         if len(row.cells) == 1:
             if "SKIPPED" in row.cells[0] and len(notes) < _NOTES_KEPT:
                 notes.append(nsight_csv.shown(row.cells[0], 200).strip("'\""))

@@ -80,7 +80,7 @@ def find_ranges() -> Ranges | None:
     if domain is not None:
         # Where no profiler listens, the package hands out a domain that does nothing, and no attributes.
         return None if domain.get_event_attributes(message=DOMAIN, payload=0) is None else DomainRanges(domain)
-    from torch.cuda import nvtx  # noqa: PLC0415 - torch loads with the first model
+    nvtx: Any = importlib.import_module("torch.cuda.nvtx")  # torch loads with the first model
 
     try:
         nvtx.range_push(DOMAIN)
