@@ -95,7 +95,7 @@ RULES = ["Rule Name", "Rule Type", "Rule Description", "Estimated Speedup Type",
 
 
 def details_page(launches, *, rules=True):
-    """A details page of (kernel, ranges, rows): rows of (section, metric, unit, value) or (rule, type, text, promise)."""
+    """A details page of (kernel, ranges, rows); a row is (section, metric, unit, value) or (rule, type, text, gain)."""
     text = line([*DETAILS, *(RULES if rules else ())])
     for number, (kernel, ranges, rows) in enumerate(launches):
         who = [number, 1234, "python3", "host", ranges, "", kernel, 1, 7, "(256, 1, 1)", "(1, 1, 1)", 0, "9.0"]
