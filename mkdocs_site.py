@@ -38,7 +38,7 @@ def on_config(config: Any) -> Any:  # noqa: ANN401 - mkdocs' own type has no stu
     pages = {folder: sorted(docs.glob(f"{folder}/*.md"), key=_order) for folder in FOLDERS}
     strange = {page.parent.name for page in docs.rglob("*.md") if page.parent != docs} - FOLDERS.keys()
     if strange:
-        raise PluginError(f"docs/{sorted(strange)[0]}: name this folder in {Path(__file__).name}")
+        raise PluginError(f"docs/{min(strange)}: name this folder in {Path(__file__).name}")
     config["nav"] = [
         {"Home": "index.md"},
         *({title: [str(page.relative_to(docs)) for page in pages[folder]]} for folder, title in FOLDERS.items()),

@@ -16,6 +16,10 @@ RESULTS = Path(__file__).parent / "results" / "verdicts-cpu.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "roofline.svg"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 430, 78, 20, 24, 58
 LOW_X, HIGH_X, LOW_Y, HIGH_Y = 0.1, 1000.0, 1e8, 1e12
+HEAD = (
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+    'font-family="sans-serif" font-size="12">'
+)
 NAMES = {"smollm2": "SmolLM2-135M", "tiny_llama": "Llama, 2 layers"}
 
 
@@ -48,7 +52,9 @@ def grid() -> list[str]:
         y = down(10.0**power)
         parts.append(f'<line x1="{LEFT}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}" stroke="#ddd"/>')
         parts.append(text(LEFT - 8, y + 4, f"{10.0 ** (power - 9):g}", anchor="end"))
-    parts.append(text((LEFT + WIDTH) / 2, HEIGHT - 14, "FLOP per byte (both as the cost model counts)", anchor="middle"))
+    parts.append(
+        text((LEFT + WIDTH) / 2, HEIGHT - 14, "FLOP per byte (both as the cost model counts)", anchor="middle")
+    )
     parts.append(text(18, (TOP + HEIGHT - BOTTOM) / 2, "GFLOP/s", anchor="middle", turned=True))
     return parts
 
@@ -58,7 +64,7 @@ def roof(compute: float, memory: float, colour: str, name: str) -> list[str]:
     ridge = compute / memory
     points = [(LOW_X, memory * LOW_X), (ridge, compute), (HIGH_X, compute)]
     path = " ".join(f"{across(x)},{down(y)}" for x, y in points)
-    label = text(across(LOW_X) + 6, down(memory * LOW_X) - 8, f"{name} {memory / 1e9:.0f} GB/s")
+    label = text(across(LOW_X * 1.6), down(memory * LOW_X * 1.6) + 20, f"{name} {memory / 1e9:.0f} GB/s")
     return [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>', label]
 
 
@@ -85,10 +91,10 @@ def drawing() -> str:
     device = data["results"]["device"]
     compute = device["compute_flops_per_s"]["float32"]["value"]
     memory, cache = (device[f"{kind}_bytes_per_s"]["value"] for kind in ("copy", "cache"))
-    title = f"{data['machine']['device']}, {data['machine']['threads']} threads, float32, measured {data['machine']['date']}"
+    machine = data["machine"]
+    title = f"{machine['device']}, {machine['threads']} threads, float32, measured {machine['date']}"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        'font-family="sans-serif" font-size="12">',
+        HEAD,
         f"<title>{title}</title>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
         *grid(),

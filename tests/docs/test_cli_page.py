@@ -17,9 +17,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
 LEAD = """\
 # Command line
 
-`inferscope COMMAND --help` says the same. A mistake in what was asked is one line on standard error and exit code 2; 3 is
-what this machine refuses, 4 a limit that was given and is exceeded, 130 Ctrl-C, 1 a defect. [Messages](messages.md)
-explains each.
+`inferscope COMMAND --help` says the same. A mistake in what was asked is one line on standard error and exit code 2; 3
+is what this machine refuses, 4 a limit that was given and is exceeded, 130 Ctrl-C, 1 a defect.
+[Messages](messages.md) explains each.
 """
 END = "\nThis page is made from the commands by `python tests/docs/test_cli_page.py`.\n"
 
@@ -63,7 +63,9 @@ def section(command):
     rows = [f"| `{name}` | {value} | {meaning} |" for name, value, meaning in options(function)]
     examples = (command.epilog or "").replace("\b", "").strip("\n")
     head = [f"\n## {command.name}\n", "\n\n".join(about), ""]
-    return "\n".join([*head, "| what | default | meaning |", "|---|---|---|", *rows, "", "```text", examples, "```", ""])
+    return "\n".join(
+        [*head, "| what | default | meaning |", "|---|---|---|", *rows, "", "```text", examples, "```", ""]
+    )
 
 
 def page():
