@@ -65,6 +65,23 @@ def test_an_assistant_drafts_and_the_model_verifies(transformers, model, ranged)
     assert set(counted) >= {"draft", "verify"}
 
 
+def test_another_traced_model_called_in_between_is_not_taken_for_a_pass_of_the_first(transformers, model, ranged):
+    other = build_llama(transformers)
+
+    def processor(ids, scores):
+        other(ids[:, -1:])
+        return scores
+
+    attachment = intercept.attach(other, Taken())
+    try:
+        model.generate(prompt(), max_new_tokens=3, do_sample=False, logits_processor=[processor])
+    finally:
+        attachment.detach()
+    names = [path[-1] for path in ranged.ranges.paths[1:]]
+    assert names == ["prefill", "draft", "decode", "draft", "decode", "draft"]
+    assert sorted(set(names)) == sorted(name for name, _ in passes(ranged))
+
+
 def test_an_exception_of_the_model_closes_what_is_open(model, ranged):
     def refuse(*_):
         raise ValueError("not this one")
