@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 WORKERS ?= 2
 
-.PHONY: demo test test-matrix test-ray lint format bench gpu clean
+.PHONY: demo test test-matrix test-ray lint docs format bench gpu clean
 
 demo: $(STAMP)
 	$(BIN)/inferscope demo $(DEMO_FLAGS)
@@ -33,6 +33,14 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python benchmarks/tables.py --check
+	$(BIN)/python benchmarks/roofline.py --check
+	$(MAKE) docs
+
+# The site of docs/ into build/site, without the network; a broken link or anything loaded from outside is an error.
+# Not --quiet: mkdocs would then overlook the warnings that --strict is to fail for.
+# To read it: python3 -m http.server --bind 127.0.0.1 --directory build/site
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

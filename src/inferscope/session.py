@@ -33,6 +33,7 @@ from inferscope.capture.frames import CURRENT
 from inferscope.capture.requests import Begun
 from inferscope.errors import CostUnavailableError, InferscopeError, NotAModelError, SettingError
 from inferscope.hardware import calibration, probe
+from inferscope.meters.nvtx import find_ranges
 from inferscope.pipeline import Pipeline
 from inferscope.report.plain import to_text
 from inferscope.settings import Settings, checked_detail, checked_every, checked_rate
@@ -97,6 +98,7 @@ class _Inbox:
         self.keep_samples = settings.detail == "passes"
         self.plug_every = settings.plug_every
         self.deep_every = settings.deep_every
+        self.ranges = find_ranges() if settings.nvtx else None
 
     def begin(
         self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]

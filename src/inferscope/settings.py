@@ -55,6 +55,12 @@ VARIABLES = (
         meaning="Record the operators of one pass in so many, and never so often that it costs more than 1 % of the "
         "time; 0 for none.",
     ),
+    Variable(
+        name="INFERSCOPE_NVTX",
+        default="0",
+        meaning="1: put NVTX ranges around requests and forwards, named as their phases, for NVIDIA's profilers. Needs "
+        "the package `nvtx` or a torch built for CUDA.",
+    ),
     Variable(name="INFERSCOPE_KEEP_RESULTS", default="256", meaning="How many results a session keeps, oldest out."),
     Variable(
         name="INFERSCOPE_NATIVE",
@@ -89,6 +95,7 @@ class Settings:
         plug_every: One pass in so many is held up on the device; 0 for none.
         native: Watch forwards with the C extension, where it is there.
         deep_every: One pass in so many has its operators recorded; 0 for none.
+        nvtx: Put NVTX ranges around requests and forwards.
     """
 
     disabled: bool = False
@@ -99,6 +106,7 @@ class Settings:
     plug_every: int = 0
     native: bool = True
     deep_every: int = 0
+    nvtx: bool = False
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -119,6 +127,7 @@ class Settings:
             plug_every=checked_every(_read("INFERSCOPE_PLUG_EVERY"), where="INFERSCOPE_PLUG_EVERY"),
             native=_flag("INFERSCOPE_NATIVE"),
             deep_every=checked_every(_read("INFERSCOPE_DEEP_EVERY"), where="INFERSCOPE_DEEP_EVERY"),
+            nvtx=_flag("INFERSCOPE_NVTX"),
         )
 
 

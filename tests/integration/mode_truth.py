@@ -34,6 +34,7 @@ class Taken:
     keep_samples = True
     plug_every = 0
     deep_every = 0
+    ranges = None
 
     def __init__(self):
         self.requests = []

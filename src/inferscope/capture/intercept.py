@@ -30,6 +30,7 @@ from inferscope.capture.device import PassMeter, meter_of
 from inferscope.capture.forward import timed_stop_check, watched
 from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Inner, Mark, Request
 from inferscope.capture.loops import LoopFrame, Loops
+from inferscope.capture.ranges import RangeMeter
 from inferscope.capture.requests import RawRequest, new_request_id, restart_request_ids
 from inferscope.errors import NotAModelError
 from inferscope.meters import deep
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from inferscope.capture.requests import Begun, Finished
     from inferscope.capture.seams import Seam, Wrap
     from inferscope.meters.clock import Clock
+    from inferscope.meters.nvtx import Ranges
 
 __all__ = ["Attachment", "Receiver", "active_requests", "attach", "target_of"]
 
@@ -62,6 +64,7 @@ class Receiver(Protocol):
     keep_samples: bool
     plug_every: int
     deep_every: int
+    ranges: Ranges | None
 
     def begin(
         self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
@@ -311,7 +314,7 @@ def _watched(below: Any) -> Callable[..., Any]:  # noqa: ANN401 - see forward.wa
     seams.hide_from_dynamo(call)
     seams.hide_from_dynamo(encoded)
     own = (_other_frame, _step_aside, Frame.look, LoopFrame.look, Frame.shape, Request.next_chunk, note_encoded)
-    meters = [part for meter in (DeepMeter, BothMeters, PassMeter) for part in (meter.begin, meter.end)]
+    meters = [part for meter in (DeepMeter, BothMeters, PassMeter, RangeMeter) for part in (meter.begin, meter.end)]
     for called in (*own, *meters):
         seams.hide_from_dynamo(called, with_calls=True)
     return call
@@ -555,6 +558,8 @@ def _open(
         if not isinstance(frame, Frame):
             raise TypeError("no frame to record in")  # noqa: TRY301 - it is caught, and said, below
         opened = _Opened(frame, raw)
+        if isinstance(raw.request.meter, RangeMeter):
+            raw.request.meter.enter()
         raw.request.started_ns = _CLOCK.now_ns()
         TRAFFIC.enter(raw)
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
@@ -630,7 +635,15 @@ def _open_request(
 
 
 def _meter_of(instance: torch.nn.Module, request: Request, takers: Sequence[Receiver]) -> ForwardMeter | None:
-    """What measures within the forwards of a request; None where nothing does."""
+    """What measures within the forwards of a request, and puts ranges around them; None where nothing does."""
+    ranges = next((receiver.ranges for receiver in takers if receiver.ranges is not None), None)
+    measuring = _measuring_of(instance, request, takers)
+    return measuring if ranges is None else RangeMeter(ranges, measuring)
+
+
+def _measuring_of(
+    instance: torch.nn.Module, request: Request, takers: Sequence[Receiver]
+) -> DeepMeter | BothMeters | PassMeter | None:
     timing = meter_of(instance, request, plug_every=max(receiver.plug_every for receiver in takers))
     every = [receiver.deep_every for receiver in takers if receiver.deep_every]
     if not every:
@@ -687,6 +700,9 @@ def _close(opened: _Opened, result: object, error_type: str | None) -> None:
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         with contextlib.suppress(Exception):
             TRAFFIC.forget(raw)
+        with contextlib.suppress(Exception):
+            if raw is not None and isinstance(request.meter, RangeMeter):
+                request.meter.close()
         notices.fault("capture-failed", error)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from inferscope.capture.requests import RawRequest
 
-__all__ = ["LoopFrame", "Loops", "phase"]
+__all__ = ["LoopFrame", "Loops", "named_phase", "phase"]
 
 _CLOCK = SystemClock()
 _PROMPT_PHASES = {"encode", "prefill"}
@@ -294,6 +294,12 @@ class phase:  # noqa: N801 - used like a function
 
 
 _BLOCK: ContextVar[phase | None] = ContextVar("inferscope_phase", default=None)
+
+
+def named_phase() -> str | None:
+    """The phase that the innermost block here names; None outside of one."""
+    block = _BLOCK.get()
+    return None if block is None else block.name
 
 
 def _loop_here() -> LoopFrame | None:

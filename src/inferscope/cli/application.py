@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import inferscope
-from inferscope.cli import calibrate, demo, lint, watch
+from inferscope.cli import calibrate, demo, import_ncu, import_nsys, lint, watch
 
 __all__ = ["app"]
 
@@ -22,6 +22,8 @@ app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.command("lint", epilog=lint.EXAMPLES)(lint.lint)
 app.command("watch", epilog=watch.EXAMPLES)(watch.watch)
+app.command("import-ncu", epilog=import_ncu.EXAMPLES)(import_ncu.import_ncu)
+app.command("import-nsys", epilog=import_nsys.EXAMPLES)(import_nsys.import_nsys)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback

@@ -26,6 +26,7 @@ class Receiver:
     keep_samples = True
     plug_every = 0
     deep_every = 0
+    ranges = None
 
     def __init__(self):
         self.taken, self.abandoned = [], []

@@ -25,6 +25,7 @@ class Receiver:
     keep_samples = True
     plug_every = 0
     deep_every = 0
+    ranges = None
 
 
 MODULE = Module()
