@@ -57,6 +57,12 @@ VARIABLES = (
     ),
     Variable(name="INFERSCOPE_KEEP_RESULTS", default="256", meaning="How many results a session keeps, oldest out."),
     Variable(
+        name="INFERSCOPE_OUTPUT_DIGEST",
+        default="0",
+        meaning="1: `record.output_digest` says whether two outputs have the same tokens, for `inferscope.compare`. It "
+        "has no salt: who guesses a short output can confirm the guess.",
+    ),
+    Variable(
         name="INFERSCOPE_NATIVE",
         default="1",
         meaning="0: Python code watches the forwards, not the C extension. Read once, when tracing is first loaded.",
@@ -89,6 +95,7 @@ class Settings:
         plug_every: One pass in so many is held up on the device; 0 for none.
         native: Watch forwards with the C extension, where it is there.
         deep_every: One pass in so many has its operators recorded; 0 for none.
+        output_digest: Keep a digest of the tokens that came out.
     """
 
     disabled: bool = False
@@ -99,6 +106,7 @@ class Settings:
     plug_every: int = 0
     native: bool = True
     deep_every: int = 0
+    output_digest: bool = False
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -119,6 +127,7 @@ class Settings:
             plug_every=checked_every(_read("INFERSCOPE_PLUG_EVERY"), where="INFERSCOPE_PLUG_EVERY"),
             native=_flag("INFERSCOPE_NATIVE"),
             deep_every=checked_every(_read("INFERSCOPE_DEEP_EVERY"), where="INFERSCOPE_DEEP_EVERY"),
+            output_digest=_flag("INFERSCOPE_OUTPUT_DIGEST"),
         )
 
 
