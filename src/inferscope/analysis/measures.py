@@ -163,7 +163,7 @@ def collect(records: Iterable[GenerationRecord]) -> SideOfComparison:
             _keep(kept, KEPT, (draw, order, _measured(record, shape, alike[shape])))  # what is not kept costs nothing
         _keep(judged, JUDGED, (draw, order, record))
         alike[shape] += 1
-        phases.update({phase.name for phase in record.phases})
+        phases.update(list(dict.fromkeys(phase.name for phase in record.phases)))
         _count(facts, _facts(record))
         _count(versions, record.versions)
     return SideOfComparison(
