@@ -169,7 +169,7 @@ def _conclude(change: Change, *, tolerance: float, sizes: Sequence[tuple[int, in
         return replace(change, why="no request of the one set did the same work as one of the other")
     if interval.low is None or interval.high is None:
         more = repeats_needed(sizes)
-        return replace(change, why=f"too few requests: make each of them {_times(more)} more, on both sides")
+        return replace(change, why=f"too few requests: {more or 'many'} more of each length are needed, on both sides")
     room = tolerance if change.ratio is not None else tolerance * abs(change.baseline or 0.0)
     low_end = one / (1 + room) if change.ratio is not None else -room
     if low_end <= interval.low and interval.high <= one + room:
@@ -199,12 +199,6 @@ def more_needed(change: Change, border: float) -> str:
         return "the interval holds both: the difference is small beside the spread"
     factor = (half / distance) ** 2
     return f"the interval holds both: about {max(1, math.ceil(have * factor) - have):,} more requests on each side"
-
-
-def _times(number: int | None) -> str:
-    if number is None:
-        return "many times"
-    return "once" if number == 1 else "twice" if number == 2 else f"{number} times"  # noqa: PLR2004 - words
 
 
 def _exact_answer(groups: _Groups) -> Answer | None:

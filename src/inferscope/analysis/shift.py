@@ -74,7 +74,7 @@ def shift(strata: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Shift | 
 
 
 def repeats_needed(sizes: Sequence[tuple[int, int]]) -> int | None:
-    """How often more all requests have to be made, on both sides, before there is an interval at all.
+    """How many more observations each stratum needs, on both sides, before there is an interval at all.
 
     Args:
         sizes: Observations of either side in each stratum that has some of both.

@@ -22,7 +22,10 @@ __all__ = ["ComparisonView"]
 
 _ANSWERS = {"less": "green", "more": "red", "same": "dim", "cannot tell": "yellow"}
 _OUTCOMES = {"held": "green", "failed": "bold red", "cannot tell": "yellow"}
-_INTERVAL = 4
+_BASELINE, _CANDIDATE, _INTERVAL = 1, 2, 4
+_NARROWEST = frozenset({_BASELINE, _CANDIDATE, _INTERVAL})
+_LEFT_OUT = ((78, frozenset[int]()), (58, frozenset({_BASELINE, _CANDIDATE})))
+"""Columns that a terminal from so many characters on does without: numbers are left out, never cut off."""
 
 
 class ComparisonView:
@@ -39,7 +42,7 @@ class ComparisonView:
         yield from (Text(line, style="dim") for line in others)
         yield from (Text(line, style="bold yellow") for line in warnings(self._comparison))
         yield Text("")
-        yield self._changes()
+        yield self._changes(options.max_width)
         for title, lines in opinion_lines(self._comparison):
             yield Text(f"\n{title}", style="bold")
             yield from (Padding(Text(line), (0, 0, 0, 2)) for line in lines)
@@ -48,15 +51,17 @@ class ComparisonView:
             for result, line in zip(self._gates, gate_lines(self._gates), strict=True):
                 yield Padding(Text(line, style=_OUTCOMES[result.outcome]), (0, 0, 0, 2))
 
-    def _changes(self) -> Table:
+    def _changes(self, width: int) -> Table:
+        left_out = next((columns for least, columns in _LEFT_OUT if width >= least), _NARROWEST)
         table = Table(box=None, pad_edge=False, header_style="dim")
         for index, heading in enumerate(HEADINGS):
-            outer = index in {0, len(HEADINGS) - 1}
-            # On a narrow terminal the interval is folded before a number is cut off.
-            table.add_column(heading, justify="left" if outer else "right", no_wrap=index != _INTERVAL)
+            if index not in left_out:
+                outer = index in {0, len(HEADINGS) - 1}
+                table.add_column(heading, justify="left" if outer else "right", no_wrap=True)
         for title, rows in change_tables(self._comparison):
             table.add_row(Text(title, style="bold"))
             for row in rows:
                 *cells, answer = row.cells
-                table.add_row(*map(Text, cells), Text(answer, style=_ANSWERS[row.answer]))
+                kept = [Text(cell) for index, cell in enumerate(cells) if index not in left_out]
+                table.add_row(*kept, Text(answer, style=_ANSWERS[row.answer]))
         return table

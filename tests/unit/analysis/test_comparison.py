@@ -77,7 +77,7 @@ def test_too_few_requests_say_how_many_more_are_needed():
     assert change.answer == "cannot tell"
     assert change.ratio.value == pytest.approx(0.5, rel=0.2)
     assert change.ratio.low is None
-    assert "twice more" in change.why
+    assert "2 more of each length" in change.why
     wide = compare(several(8, seed=1, spread=0.3), several(8, 0.9, seed=2, spread=0.3)).change("tpot")
     assert wide.answer == "cannot tell"
     assert "more requests on each side" in wide.why or "small beside the spread" in wide.why
