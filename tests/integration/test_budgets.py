@@ -226,7 +226,7 @@ def test_the_plugin_writes_baselines_compares_and_says_what_it_cannot_tell(tmp_p
     assert "tpot>1e-6: ratio" in second.stdout
     summary = second.stdout.partition("= inferscope =")[2]
     assert "test_speed.py::test_one_is_too_few[5]: cannot tell: tpot>1.05: ratio" in summary
-    assert "3 more of each length" in summary
+    assert "3 more requests of each length" in summary
     assert "test_speed.py::test_times: no baseline at" in summary
 
 

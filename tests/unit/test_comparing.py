@@ -81,7 +81,7 @@ def test_the_text_says_what_changed_and_what_is_not_known():
     assert "launches_per_token" not in text
     assert "not recorded: set INFERSCOPE_OUTPUT_DIGEST=1" in text
     few = str(inferscope.compare(base[:2], base[:2]))
-    assert "tpot: too few requests: 2 more of each length are needed, on both sides" in few
+    assert "tpot: too few: 2 more requests of each length are needed, on both sides" in few
     assert all(len(line) <= 100 for line in text.splitlines())
 
 

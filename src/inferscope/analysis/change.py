@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     from inferscope.analysis.measures import Measured
 
-__all__ = ["Answer", "Change", "Interval", "change_of", "device_change_of", "more_needed"]
+__all__ = ["Answer", "Change", "Interval", "Unit", "change_of", "device_change_of", "more_needed"]
 
 Answer = Literal["less", "more", "same", "cannot tell"]
+Unit = Literal["requests", "turns"]
 
 _TOO_MANY_TIMES = 50
 """Requests are not asked for where so many times those at hand would be needed."""
@@ -46,28 +47,30 @@ class Change:
     Attributes:
         metric: "tpot", "decode.wall", "syncs_per_token", ...
         kind: "time" (nanoseconds) or "count" (per further token).
-        baseline: Median of the baseline's requests; None where no request has the number.
+        baseline: Median of the baseline's observations; None where none has the number.
         candidate: Median of the candidate's.
-        baseline_requests: How many were compared.
-        candidate_requests: How many were compared.
+        baseline_observations: How many were compared.
+        candidate_observations: How many were compared.
         ratio: Candidate over baseline; None where a value is 0 or nothing matches.
         difference: Candidate less baseline, in the metric's unit; None where nothing matches.
         answer: What the interval says: "less", "more", "same" (within the tolerance) or "cannot tell".
         why: Why it cannot tell, and what would help; "" otherwise.
         method: "paired" or "stratified", as `shift` has it; None where nothing matches.
+        unit: What one observation is: a request, or the median of those of one turn.
     """
 
     metric: str
     kind: Literal["time", "count"]
     baseline: float | None
     candidate: float | None
-    baseline_requests: int
-    candidate_requests: int
+    baseline_observations: int
+    candidate_observations: int
     ratio: Interval | None
     difference: Interval | None
     answer: Answer
     why: str = ""
     method: Method | None = None
+    unit: Unit = "requests"
 
 
 _Groups = list[tuple[list[float], list[float]]]
@@ -80,6 +83,7 @@ def change_of(
     *,
     alike: Callable[[Measured], Hashable],
     tolerance: float,
+    unit: Unit = "requests",
 ) -> Change:
     """One metric, compared among requests that are alike.
 
@@ -89,6 +93,7 @@ def change_of(
         candidate: Requests of the other.
         alike: The same for two requests that may be compared.
         tolerance: Ratios nearer to 1 than this count as the same.
+        unit: What one observation is.
     """
     groups = _grouped(baseline, candidate, metric, metric, alike)
     firsts, seconds = _flat(groups)
@@ -100,12 +105,13 @@ def change_of(
         kind=kind_of(metric),
         baseline=median(firsts) if firsts else None,
         candidate=median(seconds) if seconds else None,
-        baseline_requests=len(firsts),
-        candidate_requests=len(seconds),
+        baseline_observations=len(firsts),
+        candidate_observations=len(seconds),
         ratio=None if in_log is None else _of(in_log, math.exp),
         difference=None if plain is None else _of(plain),
         answer="cannot tell",
         method=None if plain is None else plain.method,
+        unit=unit,
     )
     if made.kind == "count" and (exact := _exact_answer(groups)) is not None:
         return replace(made, answer=exact)
@@ -119,6 +125,7 @@ def device_change_of(
     *,
     alike: Callable[[Measured], Hashable],
     tolerance: float,
+    unit: Unit = "requests",
 ) -> Change | None:
     """The device's time in a phase, of which either side is known as an interval only; None where it is not known.
 
@@ -149,12 +156,13 @@ def device_change_of(
         kind="time",
         baseline=median(highs),
         candidate=median(seconds),
-        baseline_requests=len(highs),
-        candidate_requests=len(seconds),
+        baseline_observations=len(highs),
+        candidate_observations=len(seconds),
         ratio=ratio,
         difference=None,
         answer="cannot tell",
         method=None if middle is None else middle.method,
+        unit=unit,
     )
     decided = _conclude(made, tolerance=tolerance, sizes=[(len(first), len(second)) for first, second in ends[2]])
     if decided.answer == "cannot tell" and ratio is not None and ratio.low is not None:
@@ -169,7 +177,9 @@ def _conclude(change: Change, *, tolerance: float, sizes: Sequence[tuple[int, in
         return replace(change, why="no request of the one set did the same work as one of the other")
     if interval.low is None or interval.high is None:
         more = repeats_needed(sizes)
-        return replace(change, why=f"too few requests: {more or 'many'} more of each length are needed, on both sides")
+        return replace(
+            change, why=f"too few: {more or 'many'} more {change.unit} of each length are needed, on both sides"
+        )
     room = tolerance if change.ratio is not None else tolerance * abs(change.baseline or 0.0)
     low_end = one / (1 + room) if change.ratio is not None else -room
     if low_end <= interval.low and interval.high <= one + room:
@@ -194,11 +204,11 @@ def more_needed(change: Change, border: float) -> str:
     scale: Callable[[float], float] = math.log if change.ratio is not None else float
     distance = abs(scale(interval.value) - scale(border))
     half = (scale(interval.high) - scale(interval.low)) / 2
-    have = min(change.baseline_requests, change.candidate_requests)
+    have = min(change.baseline_observations, change.candidate_observations)
     if distance * math.sqrt(_TOO_MANY_TIMES) <= half:
         return "the interval holds both: the difference is small beside the spread"
     factor = (half / distance) ** 2
-    return f"the interval holds both: about {max(1, math.ceil(have * factor) - have):,} more requests on each side"
+    return f"the interval holds both: about {max(1, math.ceil(have * factor) - have):,} more {change.unit} on each side"
 
 
 def _exact_answer(groups: _Groups) -> Answer | None:

@@ -3,7 +3,8 @@
 Only requests of the same work are compared: equal batch, prompt tokens and new tokens. Where no two requests are that
 much alike, what does not depend on the number of tokens is compared among similar ones (lengths within the same power
 of two), and that is said. Each interval holds for itself in 95 of 100 cases; of twenty, one is wrong on average.
-Requests of one process share its luck: the interval is about requests, not about processes or machines.
+Requests of one process share its luck. Where both sides were recorded in turns, medians of turns are compared, and the
+intervals hold what differs from turn to turn; otherwise they are about requests alone, and that is said.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from inferscope.analysis.change import Change, change_of, device_change_of
 from inferscope.analysis.claims import Prediction, VerdictChange, judge, scored, verdict_changes
 from inferscope.analysis.measures import COUNTS, JUDGED, KEPT, TIMES, Measured, collect, decode_costs
 from inferscope.analysis.shift import median_interval
+from inferscope.analysis.turns import FEWEST_TURNS, in_turns
 from inferscope.errors import NothingToCompareError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
+    from inferscope.analysis.change import Unit
     from inferscope.analysis.claims import Judged
     from inferscope.analysis.measures import SideOfComparison
     from inferscope.records import GenerationRecord
@@ -116,6 +119,7 @@ class Comparison:
     Attributes:
         baseline: The one set.
         candidate: The other.
+        turns: In how many turns either side was recorded, the smaller number; None where single requests are compared.
         matching: How requests were matched: "paired" (one to one), "stratified" (by their work, several of each),
             "similar" (by roughly their work) or "none".
         differences: What makes it not the same work; empty where it is.
@@ -130,6 +134,7 @@ class Comparison:
     baseline: Side
     candidate: Side
     matching: Matching
+    turns: int | None
     differences: tuple[Difference, ...]
     versions: tuple[Difference, ...]
     changes: tuple[Change, ...]
@@ -175,18 +180,28 @@ def compare(
     matching, alike, pairs = _matched(first.measured, second.measured)
     one, other = judge(first.judged, ceilings), judge(second.judged, ceilings)
     costs = decode_costs(first.judged, one.diagnoses), decode_costs(second.judged, other.diagnoses)
-    changes = _changes(first.measured, second.measured, costs, alike, matching=matching, tolerance=tolerance)
+    turns = in_turns(first.measured, second.measured)
+    observed = (first.measured, second.measured) if turns is None else turns[:2]
+    changes = _changes(
+        observed,
+        costs,
+        alike,
+        metrics=_metrics(first.measured, second.measured, costs, only=_PER_TOKEN if matching == "similar" else None),
+        tolerance=tolerance,
+        unit="requests" if turns is None else "turns",
+    )
     return Comparison(
         baseline=_side(first, costs[0], pairs[0]),
         candidate=_side(second, costs[1], pairs[1]),
         matching=matching,
+        turns=None if turns is None else turns[2],
         differences=(*_facts(first.facts, second.facts), *_lengths(first, second, matching, pairs)),
         versions=tuple(_facts(first.versions, second.versions)),
         changes=changes,
         verdicts=verdict_changes(one, other),
         predictions=scored(one, other, {change.metric: change for change in changes}),
         tokens=_tokens(first.measured, second.measured),
-        notes=tuple(_notes(first, second, one)),
+        notes=tuple(_notes(first, second, one, in_turns=turns is not None)),
     )
 
 
@@ -226,24 +241,27 @@ def _matched(
 
 
 def _changes(
-    first: Sequence[Measured],
-    second: Sequence[Measured],
+    observed: Sequence[Sequence[Measured]],
     costs: tuple[Sequence[Measured], Sequence[Measured]],
     alike: Callable[[Measured], Hashable],
     *,
-    matching: Matching,
+    metrics: Iterable[str],
     tolerance: float,
+    unit: Unit,
 ) -> tuple[Change, ...]:
-    one, other = ([each for each in side if each.shape.known] for side in (first, second))
+    one, other = ([each for each in side if each.shape.known] for side in observed)
     made = []
-    for metric in _metrics(first, second, costs, only=_PER_TOKEN if matching == "similar" else None):
+    for metric in metrics:
         counted = metric in {"operators_per_token", "bytes_per_token"}
         sides = costs if counted else (one, other)
         if metric.endswith(".device"):
-            device = device_change_of(metric.removesuffix(".device"), *sides, alike=alike, tolerance=tolerance)
+            phase = metric.removesuffix(".device")
+            device = device_change_of(phase, *sides, alike=alike, tolerance=tolerance, unit=unit)
             made += [] if device is None else [device]
         else:
-            made.append(change_of(metric, *sides, alike=alike, tolerance=tolerance))
+            made.append(
+                change_of(metric, *sides, alike=alike, tolerance=tolerance, unit="requests" if counted else unit)
+            )
     return tuple(made)
 
 
@@ -317,11 +335,15 @@ def _tokens(first: Sequence[Measured], second: Sequence[Measured]) -> TokenAgree
     return TokenAgreement(compared=0, equal=0, why=why)
 
 
-def _notes(first: SideOfComparison, second: SideOfComparison, judged: Judged) -> Iterable[str]:
-    yield (
-        "each interval holds for itself in 95 of 100 cases, for requests like these: what differs from process to "
-        "process or from machine to machine is not in it"
-    )
+def _notes(first: SideOfComparison, second: SideOfComparison, judged: Judged, *, in_turns: bool) -> Iterable[str]:
+    if in_turns:
+        yield "recorded in turns: medians of turns are compared, and what differs from turn to turn is in the intervals"
+    else:
+        yield (
+            "not recorded in turns: the intervals are about requests alone. What the machine or the process did "
+            f"otherwise meanwhile looks like a change; record both sides in at least {FEWEST_TURNS} turns to tell"
+        )
+    yield "each interval holds for itself in 95 of 100 cases: of twenty, one is wrong on average"
     for name, side in (("baseline", first), ("candidate", second)):
         if side.requests > KEPT:
             yield f"of the {name}'s {side.requests:,} requests {KEPT:,} were compared, by a hash of their lengths"

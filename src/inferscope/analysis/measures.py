@@ -102,6 +102,7 @@ class Measured:
         number: Which one of those alike in its set, from 0.
         values: Nanoseconds by name of the time, numbers by name of the count; what is unknown is not in it.
         phases: Names of its phases.
+        started_unix_ns: When it began; 0 where that does not matter.
         tokens_digest: Of the tokens it generated; None where that was not recorded.
     """
 
@@ -109,6 +110,7 @@ class Measured:
     number: int
     values: dict[str, float]
     phases: tuple[str, ...]
+    started_unix_ns: int = 0
     tokens_digest: str | None = None
 
 
@@ -266,6 +268,7 @@ def _measured(record: GenerationRecord, shape: Shape, number: int) -> Measured:
         number=number,
         values=known,
         phases=tuple(phase.name for phase in record.phases),
+        started_unix_ns=record.started_unix_ns,
         tokens_digest=record.output_digest,
     )
 

@@ -64,7 +64,8 @@ def headline(comparison: Comparison) -> tuple[str, ...]:
         f"{name} {side.requests:,} requests" + (f" (and {side.aborted:,} aborted)" if side.aborted else "")
         for name, side in sides
     )
-    return f"inferscope compare  {counted}", f"matched {_MATCHED[comparison.matching]}"
+    turns = "" if comparison.turns is None else f"; recorded in {comparison.turns} turns, whose medians are compared"
+    return f"inferscope compare  {counted}", f"matched {_MATCHED[comparison.matching]}{turns}"
 
 
 def warnings(comparison: Comparison) -> tuple[str, ...]:

@@ -72,12 +72,51 @@ def test_faster_slower_and_the_same_are_told_apart():
     assert compare(several(300, seed=4, spread=0.01), several(300, seed=5, spread=0.01)).change("wall").answer == "same"
 
 
+def in_turns(turns, requests, factor, *, offset_ns, seed):
+    """Requests of one side, whose turns have luck of their own: all of a turn are faster or slower together."""
+    rng = random.Random(seed)
+    made = []
+    for turn in range(turns):
+        luck = rng.lognormvariate(0, 0.1)
+        for one in several(requests, factor * luck, seed=rng.random(), spread=0.01):
+            made.append(replace(one, started_unix_ns=(2 * turn) * 10**12 + offset_ns + len(made)))
+    return made
+
+
+def test_what_differs_from_turn_to_turn_is_no_change():
+    """Taken one by one, requests of the same speed often differ for certain; turns do as rarely as claimed."""
+    wrong = {"requests": 0, "turns": 0}
+    for seed in range(12):
+        first = in_turns(6, 8, 1, offset_ns=0, seed=seed)
+        second = in_turns(6, 8, 1, offset_ns=10**12, seed=seed + 1000)
+        found = compare(first, second)
+        assert found.turns == 6
+        assert found.change("wall").unit == "turns"
+        assert found.change("wall").baseline_observations == 6
+        assert found.baseline.matched == 48
+        wrong["turns"] += found.change("wall").answer in {"less", "more"}
+        later = [replace(one, started_unix_ns=one.started_unix_ns + 10**16) for one in second]
+        alone = compare(first, later)
+        assert alone.turns is None
+        assert any("not recorded in turns" in note for note in alone.notes)
+        wrong["requests"] += alone.change("wall").answer in {"less", "more"}
+    assert wrong["turns"] <= 2
+    assert wrong["requests"] >= 5
+
+
+def test_a_change_is_found_in_turns():
+    first = in_turns(8, 4, 1, offset_ns=0, seed=1)
+    found = compare(first, in_turns(8, 4, 1.5, offset_ns=10**12, seed=2))
+    assert found.change("wall").answer == "more"
+    assert found.change("syncs_per_token").answer == "same"
+
+
 def test_too_few_requests_say_how_many_more_are_needed():
     change = compare(several(2), several(2, 0.5)).change("tpot")
     assert change.answer == "cannot tell"
     assert change.ratio.value == pytest.approx(0.5, rel=0.2)
     assert change.ratio.low is None
-    assert "2 more of each length" in change.why
+    assert "2 more requests of each length" in change.why
     wide = compare(several(8, seed=1, spread=0.3), several(8, 0.9, seed=2, spread=0.3)).change("tpot")
     assert wide.answer == "cannot tell"
     assert "more requests on each side" in wide.why or "small beside the spread" in wide.why
@@ -134,7 +173,7 @@ def test_unknown_lengths_are_left_out_and_said():
     base = [*several(4), *several(3, output_len=None)]
     found = compare(base, several(4, seed=1))
     assert found.baseline.matched == 4
-    assert found.change("wall").baseline_requests == 4
+    assert found.change("wall").baseline_observations == 4
     assert any("3 requests of the baseline are left out" in note for note in found.notes)
 
 
