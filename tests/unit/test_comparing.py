@@ -80,6 +80,8 @@ def test_the_text_says_what_changed_and_what_is_not_known():
     assert re.search(r"syncs_per_token +1 +1 +1\.000 .*same", text)
     assert "launches_per_token" not in text
     assert "not recorded: set INFERSCOPE_OUTPUT_DIGEST=1" in text
+    named = [replace(one, phases=(replace(one.phases[0], name="pre\x1b[2Jfill"),)) for one in base]
+    assert "\x1b" not in str(inferscope.compare(named, named))
     few = str(inferscope.compare(base[:2], base[:2]))
     assert "tpot: too few: 2 more requests of each length are needed, on both sides" in few
     assert all(len(line) <= 100 for line in text.splitlines())

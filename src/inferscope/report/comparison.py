@@ -83,7 +83,7 @@ def change_tables(comparison: Comparison) -> tuple[tuple[str, tuple[ChangeRow, .
     tables = [("Request", [change for change in shown if change.metric in (*TIMES, *COUNTS)])]
     tables += [(phase, [one for one in shown if one.metric.startswith(f"{phase}.")]) for phase in phases]
     tables.append(("Rest of the ledger", [change for change in shown if change.metric in LEDGER]))
-    return tuple((title, tuple(_row(change) for change in changes)) for title, changes in tables if changes)
+    return tuple((clean(title), tuple(_row(change) for change in changes)) for title, changes in tables if changes)
 
 
 def opinion_lines(comparison: Comparison) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -100,7 +100,7 @@ def opinion_lines(comparison: Comparison) -> tuple[tuple[str, tuple[str, ...]], 
         ("Output tokens", [_tokens(comparison)]),
         ("Notes", list(comparison.notes)),
     )
-    return tuple((title, tuple(lines)) for title, lines in sections if lines)
+    return tuple((title, tuple(map(clean, lines))) for title, lines in sections if lines)
 
 
 def gate_lines(results: Iterable[GateResult]) -> tuple[str, ...]:
@@ -207,4 +207,4 @@ def _line(cells: tuple[str, ...], sizes: list[int]) -> str:
 
 def _wrapped(entries: Iterable[str], width: int) -> Iterator[str]:
     for entry in entries:
-        yield from textwrap.wrap(clean(entry), width, initial_indent="  ", subsequent_indent="    ")
+        yield from textwrap.wrap(entry, width, initial_indent="  ", subsequent_indent="    ")

@@ -145,6 +145,12 @@ def test_requests_pair_up_by_lengths():
     assert found.change("decode.wall").answer == "less"
 
 
+def test_one_against_several_is_no_pair():
+    assert compare(several(1), several(1)).matching == "paired"
+    assert compare(several(1), several(2)).matching == "stratified"
+    assert compare(several(2), several(1)).matching == "stratified"
+
+
 def test_other_work_is_named():
     base = several(6)
     model = base[0].model
@@ -202,6 +208,7 @@ def test_a_large_set_is_reduced_alike_on_both_sides(monkeypatch):
     assert len(first.measured) == 50
     assert {each.shape for each in first.measured} == {each.shape for each in second.measured}
     assert len(first.judged) == measures.JUDGED
+    assert {each.input_tokens for each in first.judged} == {each.input_tokens for each in second.judged}
 
 
 def test_output_tokens():

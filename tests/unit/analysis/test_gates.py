@@ -1,5 +1,7 @@
 """Conditions: what they mean, what is refused and where, and what becomes of them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from test_comparison import record, several
 from inferscope.analysis.comparison import compare
 from inferscope.analysis.gates import hold, parse_gate
 from inferscope.errors import SettingError
+from inferscope.testing import make_record
 
 
 @pytest.mark.parametrize(
@@ -98,6 +101,10 @@ def test_counts_fail_where_one_request_is_above():
     assert outcome(found, "syncs_per_token>=1") == "failed"
     assert outcome(found, "syncs_per_token>1x") == "held"
     assert outcome(found, "launches_per_token>1") == "cannot tell"
+    prefill, decode = make_record().phases
+    one_above = [*several(3), make_record(phases=(prefill, replace(decode, syncs=2 * decode.syncs)))]
+    assert outcome(compare(several(4), one_above), "syncs_per_token>1") == "failed"
+    assert outcome(compare(several(4), one_above), "syncs_per_token>2") == "held"
     assert outcome(found, "verdict_flips>1") == "cannot tell"
     assert outcome(found, "verdict_flips>2") == "held"
     assert outcome(found, "token_agreement<1") == "cannot tell"
