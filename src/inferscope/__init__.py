@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from inferscope.analysis.verdict import Evidence as Evidence
     from inferscope.analysis.verdict import Finding as Finding
     from inferscope.capture.loops import phase as phase
+    from inferscope.comparing import Comparison as Comparison
+    from inferscope.comparing import compare as compare
     from inferscope.costing import cost as cost
     from inferscope.costing import memory as memory
     from inferscope.errors import InferscopeError as InferscopeError
@@ -42,6 +44,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "BottleneckMonitor": "monitor",
+    "Comparison": "comparing",
     "DeviceSpec": "specs",
     "Diagnosis": "analysis.verdict",
     "Evidence": "analysis.verdict",
@@ -56,6 +59,7 @@ _PLACES = {
     "Result": "session",
     "Session": "session",
     "calibrate": "hardware.calibration",
+    "compare": "comparing",
     "cost": "costing",
     "diagnose": "session",
     "instrument": "session",
@@ -69,6 +73,7 @@ _PLACES = {
 
 __all__ = [
     "BottleneckMonitor",
+    "Comparison",
     "DeviceSpec",
     "Diagnosis",
     "Evidence",
@@ -84,6 +89,7 @@ __all__ = [
     "Session",
     "__version__",
     "calibrate",
+    "compare",
     "cost",
     "diagnose",
     "instrument",

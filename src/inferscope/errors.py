@@ -11,6 +11,7 @@ from typing import ClassVar
 __all__ = [
     "CacheUnwritableError",
     "CalibrationError",
+    "CannotTellError",
     "CostUnavailableError",
     "InferscopeError",
     "LimitExceededError",
@@ -18,6 +19,7 @@ __all__ = [
     "MissingExtraError",
     "ModelNotFoundError",
     "NotAModelError",
+    "NothingToCompareError",
     "RecordFormatError",
     "SettingError",
     "SinkError",
@@ -31,7 +33,7 @@ class InferscopeError(Exception):
     Attributes:
         slug: Stable key of the message, the heading of its section in docs/reference/messages.md.
         exit_code: What the command line exits with (2 = the user's input, 3 = this machine,
-            4 = a limit that was given is exceeded).
+            4 = a limit that was given is exceeded, 5 = whether it is cannot be told).
     """
 
     slug: ClassVar[str] = "error"
@@ -110,3 +112,16 @@ class LimitExceededError(InferscopeError):
 
     slug = "limit-exceeded"
     exit_code: ClassVar[int] = 4
+
+
+class NothingToCompareError(InferscopeError, ValueError):
+    """Two sets of records have nothing that could be compared."""
+
+    slug = "nothing-to-compare"
+
+
+class CannotTellError(InferscopeError):
+    """Whether a limit is exceeded cannot be told, and that was asked to count as a failure."""
+
+    slug = "cannot-tell"
+    exit_code: ClassVar[int] = 5

@@ -523,6 +523,8 @@ class GenerationRecord:
         device_key: Identity of the machine or GPU it ran on, as `DeviceSpec.key`; None where it is not known.
         rank: Of the process among those that run one model together; None where there is only one.
         contended_with: The other requests behind `contended_ns`, largest overlap first, at most eight.
+        output_digest: Of the new tokens' ids, 32 hexadecimal digits: equal where the output is. None where that was
+            not asked for (INFERSCOPE_OUTPUT_DIGEST), or reading them would sync the device.
     """
 
     schema: int = SCHEMA
@@ -554,6 +556,7 @@ class GenerationRecord:
     device_key: str | None = None
     rank: int | None = None
     contended_with: tuple[Contender, ...] = ()
+    output_digest: str | None = None
 
     @property
     def acceptance_share(self) -> float | None:

@@ -96,6 +96,7 @@ class _Inbox:
         # A thread starts without a context: what it generates belongs where tracing began.
         self._context = _ambient_context()
         self.keep_samples = settings.detail == "passes"
+        self.keep_digest = settings.output_digest
         self.plug_every = settings.plug_every
         self.deep_every = settings.deep_every
         self.ranges = find_ranges() if settings.nvtx else None

@@ -63,6 +63,12 @@ VARIABLES = (
     ),
     Variable(name="INFERSCOPE_KEEP_RESULTS", default="256", meaning="How many results a session keeps, oldest out."),
     Variable(
+        name="INFERSCOPE_OUTPUT_DIGEST",
+        default="0",
+        meaning="1: `record.output_digest` says whether two outputs have the same tokens, for `inferscope.compare`. It "
+        "has no salt: who guesses a short output can confirm the guess.",
+    ),
+    Variable(
         name="INFERSCOPE_NATIVE",
         default="1",
         meaning="0: Python code watches the forwards, not the C extension. Read once, when tracing is first loaded.",
@@ -96,6 +102,7 @@ class Settings:
         native: Watch forwards with the C extension, where it is there.
         deep_every: One pass in so many has its operators recorded; 0 for none.
         nvtx: Put NVTX ranges around requests and forwards.
+        output_digest: Keep a digest of the tokens that came out.
     """
 
     disabled: bool = False
@@ -107,6 +114,7 @@ class Settings:
     native: bool = True
     deep_every: int = 0
     nvtx: bool = False
+    output_digest: bool = False
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -128,6 +136,7 @@ class Settings:
             native=_flag("INFERSCOPE_NATIVE"),
             deep_every=checked_every(_read("INFERSCOPE_DEEP_EVERY"), where="INFERSCOPE_DEEP_EVERY"),
             nvtx=_flag("INFERSCOPE_NVTX"),
+            output_digest=_flag("INFERSCOPE_OUTPUT_DIGEST"),
         )
 
 

@@ -6,6 +6,7 @@ that is None.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +168,17 @@ class Outcome:
         rows = [_ended(row[len(row) - self.output_len :], call, padded=padded) for row in values.tolist()]
         reasons = tuple(reason for _, reason in rows if reason is not None)
         return sum(length for length, _ in rows), reasons if len(reasons) == len(rows) else None
+
+    def digest(self) -> str | None:
+        """Of the new tokens' ids, what fills short rows included; None where they are unknown.
+
+        Without salt, so that two processes' can be compared; short or guessed texts can be confirmed from it.
+        """
+        values = self.sequences.read() if self.sequences is not None else None
+        if self.output_len is None or values is None:
+            return None
+        rows = values[:, values.shape[1] - self.output_len :].astype("<i8")
+        return hashlib.sha256(f"{rows.shape}".encode() + rows.tobytes()).hexdigest()[:32]
 
 
 def _without(row: list[int], ends: frozenset[int | None]) -> int:

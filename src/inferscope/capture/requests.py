@@ -127,6 +127,7 @@ class RawRequest(Finished):
         result: The tokens, unread.
         error_type: Class name of the exception that left `generate`.
         keep_samples: Whether somebody wants every pass.
+        keep_digest: Whether somebody wants a digest of the output.
         request_id: 16 hexadecimal digits.
         begun: Who takes the request when it has ended, each with what it began with.
         span_ids: Trace and span of the request; None where it has no span.
@@ -140,6 +141,7 @@ class RawRequest(Finished):
         "begun",
         "call",
         "error_type",
+        "keep_digest",
         "keep_samples",
         "loop",
         "request",
@@ -163,6 +165,7 @@ class RawRequest(Finished):
         self.request = request
         self.call = call
         self.keep_samples = any(receiver.keep_samples for receiver, _ in begun)
+        self.keep_digest = any(getattr(receiver, "keep_digest", False) for receiver, _ in begun)
         self.result_shape: tuple[int, int] | None = None
         self.result: Kept | None = None
         self.error_type: str | None = None

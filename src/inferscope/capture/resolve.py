@@ -395,6 +395,7 @@ class Resolver:
             "padding_tokens": call.padding_tokens,
             "drafted_tokens": drafted_tokens,
             "accepted_tokens": accepted_tokens,
+            "output_digest": outcome.digest() if raw.keep_digest else None,
         }
 
     def _beside(self, raw: RawRequest) -> tuple[dict[str, int], tuple[Contender, ...]]:

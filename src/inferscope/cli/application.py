@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import inferscope
-from inferscope.cli import calibrate, demo, import_ncu, import_nsys, lint, watch
+from inferscope.cli import calibrate, compare, demo, import_ncu, import_nsys, lint, watch
 
 __all__ = ["app"]
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("lint", epilog=lint.EXAMPLES)(lint.lint)
 app.command("watch", epilog=watch.EXAMPLES)(watch.watch)
 app.command("import-ncu", epilog=import_ncu.EXAMPLES)(import_ncu.import_ncu)

@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None: those of this process.
 
     Returns:
-        The exit code: 0, 2 for a mistake in what was asked, 3 for what this machine refuses, 130 after Ctrl-C,
-        1 for a defect.
+        The exit code: 0, 2 for a mistake in what was asked, 3 for what this machine refuses, 4 for a limit that is
+        exceeded, 5 for one of which that cannot be told, 130 after Ctrl-C, 1 for a defect.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

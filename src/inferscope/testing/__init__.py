@@ -31,6 +31,7 @@ from inferscope.records import (
 )
 from inferscope.samples import GpuReading, GpuSample
 from inferscope.specs import Ceiling, DeviceSpec, ModelSpec, monomials
+from inferscope.testing.budgets import Budget, BudgetExceededError, budget, write_baseline
 from inferscope.testing.timeline import Timeline, read_timeline, timeline_of, write_timeline
 from inferscope.testing.twin import DeviceTwin, FakeClock, TwinEvents
 
@@ -40,17 +41,21 @@ if TYPE_CHECKING:
     from inferscope.analysis.verdict import Bound
 
 __all__ = [
+    "Budget",
+    "BudgetExceededError",
     "CapturingSink",
     "DeviceTwin",
     "FakeClock",
     "ReplayedGpus",
     "Timeline",
     "TwinEvents",
+    "budget",
     "make_gpu_sample",
     "make_record",
     "make_result",
     "read_timeline",
     "timeline_of",
+    "write_baseline",
     "write_timeline",
 ]
 
