@@ -436,6 +436,7 @@ class RequestOptions:
         top_k: Number of candidates.
         num_beams: Beams per sequence.
         streaming: Whether a streamer was given.
+        seed: Of the sampling, where the call or its configuration names one.
     """
 
     max_new_tokens: int | None = None
@@ -444,6 +445,7 @@ class RequestOptions:
     top_k: int | None = None
     num_beams: int | None = None
     streaming: bool = False
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.metrics import _internal as metrics_state
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.util._once import Once
 from otlp_receiver import RECEIVERS, closed_port, values_of
@@ -32,11 +33,14 @@ pytestmark = pytest.mark.usefixtures("notices_reset", "no_global_provider")
 
 @pytest.fixture
 def no_global_provider(monkeypatch):
-    """The process has no tracer provider, before and after."""
+    """The process has no providers, before and after."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
+    monkeypatch.setattr(metrics_state, "_METER_PROVIDER", None)
+    monkeypatch.setattr(metrics_state, "_METER_PROVIDER_SET_ONCE", Once())
+    monkeypatch.setattr(metrics_state, "_PROXY_METER_PROVIDER", metrics_state._ProxyMeterProvider())
 
 
 @pytest.fixture(params=list(RECEIVERS))
@@ -288,7 +292,9 @@ def test_the_disabled_sdk_sends_nothing(monkeypatch):
         assert inbox.requests == []
 
 
-@pytest.mark.parametrize("endpoint", ["", "ftp://host", "http://", "http://host:99999", "http://[::1", "://"])
+@pytest.mark.parametrize(
+    "endpoint", ["", "foo", "localhost", "foo:bar", "ftp://host", "http://", "http://host:99999", "http://[::1", "://"]
+)
 def test_an_endpoint_that_is_no_address_is_refused(endpoint):
     with pytest.raises(SettingError, match="expected an address such as http://localhost:4317"):
         setup(endpoint=endpoint)

@@ -16,7 +16,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
-from inferscope.sinks.setup import _grpc, _http
+from inferscope.sinks.senders import span_exporter
 from inferscope.sinks.spans import SpanSink
 from inferscope.testing import make_record, make_result
 
@@ -88,7 +88,11 @@ def collector(tmp_path_factory):
         *("--otlp-with-trace-processor", str(folder / "processor.py")),
     ]
     with started(command, (grpc_port, http_port)):
-        yield {"grpc": f"http://127.0.0.1:{grpc_port}", "http": f"http://127.0.0.1:{http_port}", "file": received}
+        yield {
+            "grpc": f"http://127.0.0.1:{grpc_port}",
+            "http/protobuf": f"http://127.0.0.1:{http_port}",
+            "file": received,
+        }
 
 
 def arrived(file, trace_id, count):
@@ -103,10 +107,10 @@ def arrived(file, trace_id, count):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="rotel's wheel is for Linux")
-@pytest.mark.parametrize(("protocol", "exporter"), [("grpc", _grpc), ("http", _http)])
-def test_an_independent_collector_understands_the_spans(collector, protocol, exporter):
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_an_independent_collector_understands_the_spans(collector, protocol):
     provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter(collector[protocol], {}, 10.0)))
+    provider.add_span_processor(SimpleSpanProcessor(span_exporter(collector[protocol], protocol, {}, 10.0)))
     sink = SpanSink(tracer_provider=provider)
     record = make_record(status="aborted", error_type="ValueError")
     sink(make_result(record=record))
