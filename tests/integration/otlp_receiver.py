@@ -15,6 +15,8 @@ import grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
+from inferscope.sinks.setup import setup
+
 Mood = Literal["accepting", "refusing", "stalling"]
 
 
@@ -88,7 +90,7 @@ def values_of(attributes: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def grpc_receiver(mood: Mood = "accepting"):
+def grpc_receiver(mood: Mood = "accepting", port: int = 0):
     inbox = Inbox(mood)
 
     def answer(request, context, response):
@@ -113,7 +115,7 @@ def grpc_receiver(mood: Mood = "accepting"):
     server = grpc.server(ThreadPoolExecutor(max_workers=4))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), server)
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)
-    inbox.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    inbox.endpoint = f"http://127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
     server.start()
     try:
         yield inbox
@@ -123,7 +125,7 @@ def grpc_receiver(mood: Mood = "accepting"):
 
 
 @contextmanager
-def http_receiver(mood: Mood = "accepting"):
+def http_receiver(mood: Mood = "accepting", port: int = 0):
     inbox = Inbox(mood)
 
     class Handler(BaseHTTPRequestHandler):
@@ -136,12 +138,13 @@ def http_receiver(mood: Mood = "accepting"):
             if inbox.takes_metrics:
                 paths["/v1/metrics"] = metrics_service_pb2.ExportMetricsServiceRequest
             kind = paths.get(self.path)
-            self.send_response(413 if inbox.mood == "refusing" else 200 if kind else 404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            # Before the answer: who has it may look at once.
             if inbox.mood == "accepting" and kind:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 inbox.take(kind.FromString(body), headers)
+            self.send_response(413 if inbox.mood == "refusing" else 200 if kind else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, *_):
             """Nothing is printed."""
@@ -152,7 +155,7 @@ def http_receiver(mood: Mood = "accepting"):
             except ConnectionError:
                 self.close_connection = True  # the exporter had given up waiting
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     inbox.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -174,3 +177,13 @@ def closed_port():
 
 
 RECEIVERS = {"grpc": grpc_receiver, "http/protobuf": http_receiver}
+
+
+@contextmanager
+def running(**options):
+    """`setup`, and its end."""
+    providers = setup(**options)
+    try:
+        yield providers
+    finally:
+        providers.shutdown()

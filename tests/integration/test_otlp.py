@@ -13,10 +13,8 @@ from dataclasses import replace
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.metrics import _internal as metrics_state
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.util._once import Once
-from otlp_receiver import RECEIVERS, closed_port, values_of
+from otlp_receiver import RECEIVERS, closed_port, running, values_of
 
 import inferscope
 from inferscope.errors import MissingExtraError, SettingError
@@ -31,30 +29,9 @@ KINDS = {"string": str, "int": int, "double": float, "boolean": bool, "string[]"
 pytestmark = pytest.mark.usefixtures("notices_reset", "no_global_provider")
 
 
-@pytest.fixture
-def no_global_provider(monkeypatch):
-    """The process has no providers, before and after."""
-    for name in [name for name in os.environ if name.startswith("OTEL_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
-    monkeypatch.setattr(metrics_state, "_METER_PROVIDER", None)
-    monkeypatch.setattr(metrics_state, "_METER_PROVIDER_SET_ONCE", Once())
-    monkeypatch.setattr(metrics_state, "_PROXY_METER_PROVIDER", metrics_state._ProxyMeterProvider())
-
-
 @pytest.fixture(params=list(RECEIVERS))
 def protocol(request):
     return request.param
-
-
-@contextmanager
-def running(**options):
-    providers = setup(**options)
-    try:
-        yield providers
-    finally:
-        providers.shutdown()
 
 
 def by_name(inbox, count=3):

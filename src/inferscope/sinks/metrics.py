@@ -170,9 +170,11 @@ class _Instruments:
 
     def enter(self, request_id: str, model_name: str) -> bool:
         """A request is active; whether it was not before: two sessions may observe one request."""
+        name = self._models.name(model_name)
         with self._lock:
             new = request_id not in self._active
-            self._active[request_id] = self._models.name(model_name)
+            self._active[request_id] = name
+            self._seen.add(name)
         return new
 
     def leave(self, request_id: str) -> None:
@@ -205,10 +207,9 @@ class _Instruments:
 
     def _observe_active(self, _options: CallbackOptions) -> list[Observation]:
         with self._lock:
-            self._seen.update(self._active.values())
-            running = Counter(self._active.values())
+            running, seen = Counter(self._active.values()), sorted(self._seen)
         # A model that was active and is not any more is told as 0: otherwise the last value would stand.
-        return [Observation(running[name], {"gen_ai.request.model": name}) for name in sorted(self._seen)]
+        return [Observation(running[name], {"gen_ai.request.model": name}) for name in seen]
 
 
 class _Places:
