@@ -194,7 +194,7 @@ def _tracer_provider(resource: Resource) -> trace.TracerProvider:
         return present
     # Its own hook at the end of the process could wait for half a minute; `Providers` has a bounded one.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    _OURS.add(provider)
+    _own(provider)
     trace.set_tracer_provider(provider)
     return provider
 
@@ -207,7 +207,7 @@ def _meters(
     if isinstance(present, _ProxyMeterProvider):
         reader = BoundedReader(exporter, every_s=every_s)
         provider = MeterProvider(metric_readers=[reader], resource=resource, shutdown_on_exit=False)
-        _OURS.add(provider)
+        _own(provider)
         metrics.set_meter_provider(provider)
         return provider, reader, exporter
     add = getattr(present, "add_metric_reader", None)  # OpenTelemetry's SDK has it since 2026
@@ -217,6 +217,22 @@ def _meters(
     reader = BoundedReader(exporter, every_s=every_s)
     add(reader)
     return present, reader, exporter
+
+
+def _own(provider: TracerProvider | MeterProvider) -> None:
+    """Remember a provider, and have it say in a forked child that it is another process."""
+    _OURS.add(provider)
+    own = weakref.ref(provider)
+
+    def after_fork() -> None:
+        # The SDK has this for its own attributes of the process, since 2026, and no public way to it.
+        update = getattr(own(), "_update_resource", None)
+        if update is not None:
+            update(Resource({"service.instance.id": str(uuid.uuid4()), "process.pid": os.getpid()}))
+
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        # After the provider has been made: its own hook, which renews its locks, runs before this one.
+        os.register_at_fork(after_in_child=after_fork)
 
 
 def _say_kept(provider: object, kind: str, slug: str, *, takes: bool) -> None:
