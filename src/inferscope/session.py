@@ -107,7 +107,11 @@ class _Inbox:
         context = self._context if context is None else context
         span_ids, said, wanted = None, False, False
         for sink in self._sinks:
-            root = sink.begin(request_id, started_unix_ns, context, self._model_name, options)
+            try:
+                root = sink.begin(request_id, started_unix_ns, context, self._model_name, options)
+            except Exception as error:  # noqa: BLE001 - a provider's fault costs neither the call nor the other sinks
+                _say_sink_failed(sink, error)
+                continue
             if root is not None:
                 said, wanted = True, wanted or root.recording
                 span_ids = root.ids if root.recording and span_ids is None else span_ids
@@ -321,7 +325,7 @@ class Session:
             try:
                 sink(result)
             except Exception as error:  # noqa: BLE001 - a sink's fault is said once and costs the others nothing
-                notices.warn("sink-failed", f"a sink raised {type(error).__name__}: {error}", sink=repr(sink))
+                _say_sink_failed(sink, error)
 
     def _judge(self, record: GenerationRecord, parent_context: object | None) -> Result:
         if not self._device_known:
@@ -340,6 +344,10 @@ class Session:
         with self._changed:
             self._pending -= 1
             self._changed.notify_all()
+
+
+def _say_sink_failed(sink: Sink, error: Exception) -> None:
+    notices.warn("sink-failed", f"a sink raised {type(error).__name__}: {error}", sink=repr(sink))
 
 
 class Instrumentation:

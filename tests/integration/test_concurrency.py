@@ -41,13 +41,6 @@ def spans():
     return Spans()
 
 
-class IteratorTokenizer:
-    """Decodes to numbers: TextIteratorStreamer needs a tokenizer, not a language."""
-
-    def decode(self, ids, **_kwargs):
-        return "".join(f"{int(token)} " for token in ids)
-
-
 def test_eight_threads_on_one_model_each_have_their_record(llama):
     prompts = [torch.randint(1, 1000, (1, 4 + index)) for index in range(8)]
     expected = [llama.generate(ids, max_new_tokens=3 + index) for index, ids in enumerate(prompts)]
@@ -111,23 +104,6 @@ def test_two_models_at_once_are_told_apart(llama, transformers, prompt):
         assert len(one.results) == len(two.results) == 1
     assert two.last.record.model.name == "second"
     assert one.last.record.request_id != two.last.record.request_id
-
-
-def test_a_streamer_in_a_thread_stays_in_the_trace_of_the_request_that_made_it(llama, prompt, spans, transformers):
-    with inferscope.trace(llama, sinks=[spans.sink]) as session:
-        with spans.tracer.start_as_current_span("handler") as handler:
-            streamer = transformers.TextIteratorStreamer(IteratorTokenizer(), skip_prompt=True)
-            thread = threading.Thread(
-                target=llama.generate, args=(prompt,), kwargs={"streamer": streamer, "max_new_tokens": 5}
-            )
-            thread.start()
-            text = "".join(streamer)
-            thread.join()
-        session.wait()
-    assert len(text.split()) == 5
-    (root,) = spans.roots()
-    assert root.parent.span_id == handler.get_span_context().span_id
-    assert session.last.record.options.streaming
 
 
 def test_without_a_span_anywhere_a_thread_belongs_where_tracing_began(llama, prompt, spans):

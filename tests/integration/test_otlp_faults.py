@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 
 import pytest
 from opentelemetry import metrics, trace
-from otlp_receiver import RECEIVERS, closed_port, running, values_of
+from otlp_receiver import RECEIVERS, closed_port, running
 
 import inferscope
 from inferscope import losses
@@ -181,54 +178,3 @@ def test_no_key_of_the_headers_is_ever_logged(protocol, briefly, capsys, caplog)
     with pytest.raises(inferscope.InferscopeError) as caught:
         setup(endpoint="user:s3cret@host", protocol=protocol)
     assert "s3cret" not in str(caught.value)
-
-
-FORKING = """
-import os, sys
-from inferscope.sinks.metrics import MetricSink
-from inferscope.sinks.setup import setup
-from inferscope.sinks.spans import SpanSink
-from inferscope.testing import make_record, make_result
-
-providers = setup(endpoint=sys.argv[1], protocol=sys.argv[2])
-spans, meters = SpanSink(), MetricSink()
-
-def one(letter):
-    result = make_result(record=make_record(request_id=letter * 16))
-    spans(result)
-    meters(result)
-
-one("a")
-assert providers.force_flush(30)
-one("b")  # is still queued when the child is made
-child = os.fork()
-if child == 0:
-    assert (providers.exported, providers.dropped) == (0, 0)
-    one("c")
-    arrived = providers.force_flush(30)
-    done = (arrived, providers.exported, providers.dropped, providers.metric_exports_failed)
-    os._exit(0 if done == (True, 3, 0, 0) else 3)
-_, status = os.waitpid(child, 0)
-assert providers.force_flush(30)
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_child_forked_after_setup_sends_its_own(protocol):
-    with RECEIVERS[protocol]() as inbox:
-        finished = subprocess.run(
-            [sys.executable, "-c", FORKING, inbox.endpoint, protocol],
-            timeout=120,
-            check=False,
-            capture_output=True,
-            text=True,
-            env={name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
-        )
-        assert (finished.returncode, finished.stderr) == (0, "")
-        by_process = {}
-        for span, resource in inbox.spans():
-            request = values_of(span.attributes).get("inferscope.request.id")
-            if request:
-                by_process.setdefault(resource["process.pid"], []).append(request[0])
-    assert sorted(by_process.values()) == [["a", "b"], ["c"]]

@@ -18,7 +18,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, get_va
 from opentelemetry.metrics import NoOpMeterProvider, Observation
 from opentelemetry.metrics._internal import _ProxyMeterProvider
 
-from inferscope import losses
+from inferscope import losses, notices
 from inferscope.sinks.attributes import plain_text
 from inferscope.sinks.metric_semconv import ACTIVE, DROPPED, REQUEST_METRICS
 
@@ -274,25 +274,39 @@ def _suppresses(context: object) -> bool:
 
 
 _lock = threading.Lock()
-_by_provider: weakref.WeakKeyDictionary[MeterProvider, _Instruments] = weakref.WeakKeyDictionary()
+_by_provider: weakref.WeakKeyDictionary[MeterProvider, _Instruments | None] = weakref.WeakKeyDictionary()
 
 
-def _on(provider: MeterProvider) -> _Instruments:
-    """The instruments on a provider, made once: the SDK keeps one of each name, with the callbacks of the first."""
-    found = _by_provider.get(provider)
-    if found is None:
+def _on(provider: MeterProvider) -> _Instruments | None:
+    """The instruments on a provider, made once: the SDK keeps one of each name, with the callbacks of the first.
+
+    None where the provider refused them; it is not asked again.
+    """
+    if provider not in _by_provider:
         with _lock:
-            found = _by_provider.get(provider)
-            if found is None:
-                found = _by_provider[provider] = _Instruments(provider)
-    return found
+            if provider not in _by_provider:
+                _by_provider[provider] = _made(provider)
+    return _by_provider[provider]
+
+
+def _made(provider: MeterProvider) -> _Instruments | None:
+    try:
+        return _Instruments(provider)
+    except Exception as error:  # noqa: BLE001 - the application's provider is not ours to mend, nor its call to break
+        notices.warn(
+            "meter-provider-failed",
+            f"the meter provider raised {type(error).__name__}: {error}; there are no metrics of requests",
+            provider=type(provider).__name__,
+        )
+        return None
 
 
 def _after_fork_in_child() -> None:
     global _lock  # noqa: PLW0603 - a lock is replaced, not shared
     _lock = threading.Lock()
     for instruments in list(_by_provider.values()):
-        instruments.after_fork()
+        if instruments is not None:
+            instruments.after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
