@@ -198,7 +198,18 @@ def test_07_a_child_forked_after_setup_sends_its_own(protocol):
             request = values_of(span.attributes).get("inferscope.request.id")
             if request:
                 by_process.setdefault(resource["process.pid"], []).append(request[0])
+        counted = {
+            values_of(resource.resource.attributes)["process.pid"]: point.as_int
+            for request in inbox.metric_requests
+            for resource in request.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == "inferscope.requests"
+            for point in metric.sum.data_points
+        }
     assert sorted(by_process.values()) == [["a", "b"], ["c"]]
+    # And each counts its own: the child does not tell again what its parent has.
+    assert sorted(counted.values()) == [1, 2]
 
 
 def test_08_a_long_request_is_a_handful_of_spans(llama, prompt, spans):

@@ -118,7 +118,7 @@ def _verdicts(result: Result) -> Iterator[tuple[PhaseRecord, PhaseDiagnosis | No
 def _phase_time(result: Result) -> Iterator[Point]:
     for phase, verdict, keys in _verdicts(result):
         bound = "unknown" if verdict is None else verdict.bound
-        yield Point(phase.wall_ns / 1e9, {**keys, "inferscope.bound": bound}, phase.name)
+        yield Point(phase.wall_ns / 1e9, {**keys, "inferscope.bound": bound})
 
 
 def _bound_time(result: Result) -> Iterator[Point]:
@@ -127,7 +127,7 @@ def _bound_time(result: Result) -> Iterator[Point]:
         shares: dict[str, float] = dict(verdict.shares) if verdict is not None else {}
         for bound, share in (shares or {"unknown": 1.0}).items():
             if bound in BOUNDS:
-                yield Point(phase.wall_ns * share / 1e9, {**keys, "inferscope.bound": bound}, phase.name)
+                yield Point(phase.wall_ns * share / 1e9, {**keys, "inferscope.bound": bound})
 
 
 def _ledger_time(result: Result) -> Iterator[Point]:
@@ -152,7 +152,7 @@ def _ledger_time(result: Result) -> Iterator[Point]:
         }
         for part, value_ns in parts.items():
             if value_ns is not None:
-                yield Point(value_ns / 1e9, {**keys, "inferscope.class": part}, phase.name)
+                yield Point(value_ns / 1e9, {**keys, "inferscope.class": part})
 
 
 def _overlay_time(result: Result) -> Iterator[Point]:
@@ -160,14 +160,14 @@ def _overlay_time(result: Result) -> Iterator[Point]:
         parts = {"offcpu": phase.ledger.offcpu_ns, "gc": phase.ledger.gc_ns, "contended": phase.contended_ns}
         for part, value_ns in parts.items():
             if value_ns is not None:
-                yield Point(value_ns / 1e9, {**keys, "inferscope.class": part}, phase.name)
+                yield Point(value_ns / 1e9, {**keys, "inferscope.class": part})
 
 
 def _device_time(result: Result) -> Iterator[Point]:
     for phase, _, keys in _verdicts(result):
         if phase.device is not None:
             for limit, value_ns in (("low", phase.device.low_ns), ("high", phase.device.high_ns)):
-                yield Point(value_ns / 1e9, {**keys, "inferscope.limit": limit}, phase.name)
+                yield Point(value_ns / 1e9, {**keys, "inferscope.limit": limit})
 
 
 def _counted(field: str) -> Callable[[Result], Iterator[Point]]:
@@ -175,7 +175,7 @@ def _counted(field: str) -> Callable[[Result], Iterator[Point]]:
         for phase, _, keys in _verdicts(result):
             number: int | None = getattr(phase, field)
             if number is not None:
-                yield Point(number, dict(keys), phase.name)
+                yield Point(number, dict(keys))
 
     return read
 
@@ -307,9 +307,8 @@ def metrics_markdown(models: int, errors: int) -> str:
         f"`setup` has set. Points of requests carry {', '.join(f'`{key}`' for key in BASE_KEYS)} beside the attributes "
         "below. What is unknown has no point: a model without counted launches has no `launches` of 0. No attribute is "
         f"unbounded: the first {models} models of a process keep their names and the first {errors} classes of "
-        "exceptions theirs; further ones are `other` and `_OTHER`. Exemplars lead to the span that the value is of: "
-        "time to first token to `prefill`, what is per token to `decode`, parts of a phase to that phase, the rest to "
-        "the request."
+        "exceptions theirs; further ones are `other` and `_OTHER`. Exemplars of histograms lead to the span that the "
+        "value is of: time to first token to `prefill`, what is per token to `decode`, the rest to the request."
     )
     lines = ["## Metrics of requests\n", f"{lead}\n", "| metric | instrument | unit | attributes | meaning |"]
     lines.append("|---|---|---|---|---|")

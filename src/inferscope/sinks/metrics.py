@@ -39,6 +39,7 @@ MAX_ERRORS = 32
 """Classes of exceptions that do; further ones are `_OTHER`."""
 _SUPPRESSION_KEYS = (_SUPPRESS_INSTRUMENTATION_KEY, "suppress_language_model_instrumentation")
 _DEAF = (_ProxyMeterProvider, NoOpMeterProvider)
+_Sums = dict[tuple[tuple[str, str], ...], float]
 _SUPPRESSED = "suppressed"
 _ELSEWHERE = "counted by the sink of another session"
 
@@ -160,7 +161,14 @@ class _Instruments:
         self._active: dict[str, str] = {}
         self._seen: set[str] = set()
         self._lock = threading.Lock()
-        self._add = tuple((row, _recorder(meter, row)) for row in REQUEST_METRICS)
+        self._histograms = tuple((row, _recorder(meter, row)) for row in REQUEST_METRICS if row.kind == "histogram")
+        # A request adds to some forty sums: kept here it takes a tenth of the time that the SDK's counters take.
+        self._sums: dict[str, _Sums] = {row.name: {} for row in REQUEST_METRICS if row.kind == "counter"}
+        self._counters = tuple(row for row in REQUEST_METRICS if row.kind == "counter")
+        for row in self._counters:
+            meter.create_observable_counter(
+                row.name, [self._observe_sums(row.name)], unit=row.unit, description=row.meaning
+            )
         meter.create_observable_up_down_counter(
             ACTIVE.name, [self._observe_active], unit=ACTIVE.unit, description=ACTIVE.meaning
         )
@@ -184,6 +192,8 @@ class _Instruments:
     def after_fork(self) -> None:
         self._lock = threading.Lock()
         self._active.clear()
+        for sums in self._sums.values():  # what was counted, the parent tells
+            sums.clear()
         self._models.after_fork()
         self._errors.after_fork()
 
@@ -194,10 +204,25 @@ class _Instruments:
             "gen_ai.request.model": self._models.name(result.record.model.name),
         }
         places = _Places(result.record.request_id, spans)
-        for row, record in self._add:
-            for point in row.read(result) if row.read is not None else ():
-                if row.kind != "counter" or point.value >= 0:  # a residual may be below zero, and counters only grow
-                    record(point.value, self._attributes(base, point), places.context(point.span))
+        for row, record in self._histograms:
+            for point in _points(row, result):
+                record(point.value, self._attributes(base, point), places.context(point.span))
+        for row in self._counters:
+            # A residual may be below zero, and counters only grow.
+            points = [point for point in _points(row, result) if point.value >= 0]
+            keys = [tuple(self._attributes(base, point).items()) for point in points]
+            with self._lock:
+                sums = self._sums[row.name]
+                for key, point in zip(keys, points, strict=True):
+                    sums[key] = sums.get(key, 0) + point.value
+
+    def _observe_sums(self, name: str) -> Callable[[CallbackOptions], list[Observation]]:
+        def observe(_options: CallbackOptions) -> list[Observation]:
+            with self._lock:
+                sums = list(self._sums[name].items())
+            return [Observation(value, dict(key)) for key, value in sums]
+
+        return observe
 
     def _attributes(self, base: dict[str, str], point: Point) -> dict[str, str]:
         attributes = {**base, **point.attributes}
@@ -254,9 +279,11 @@ class _Capped:
         self._lock = threading.Lock()
 
 
+def _points(row: RequestMetric, result: Result) -> Iterable[Point]:
+    return () if row.read is None else row.read(result)
+
+
 def _recorder(meter: Meter, row: RequestMetric) -> Callable[[float, dict[str, str], Context], None]:
-    if row.kind == "counter":
-        return meter.create_counter(row.name, unit=row.unit, description=row.meaning).add
     told: dict[str, Any] = {"unit": row.unit, "description": row.meaning}
     try:
         borders = list(row.borders)
