@@ -32,6 +32,9 @@ from inferscope.sinks.spans import SpanSink
 from inferscope.testing import make_record, make_result
 from machine import facts
 
+if TYPE_CHECKING:
+    from inferscope.analysis.verdict import Result
+
 MODEL = "benchmark/tiny"
 
 
@@ -102,7 +105,7 @@ def growth(
     seconds: float,
     rate: int,
 ) -> dict[str, float]:
-    """Memory over a while at a steady rate: Python's own after the first quarter, and by how much it grew after that."""
+    """Memory over a while at a steady rate: Python's own after the first quarter, and how much it grew after."""
     process, number, behind = psutil.Process(), 0, 0
     began_s = time.perf_counter()
     tracemalloc.start()
