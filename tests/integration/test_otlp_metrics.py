@@ -137,8 +137,9 @@ def _check_metrics(inbox, records, spans):
     for name, metric in metrics.items():
         row = METRICS[name]
         data = getattr(metric, metric.WhichOneof("data"))
-        assert metric.WhichOneof("data") == ("histogram" if row.kind == "histogram" else "sum")
-        assert (metric.unit, data.aggregation_temporality) == (row.unit, CUMULATIVE)
+        kinds = {"histogram": "histogram", "gauge": "gauge"}
+        assert (metric.WhichOneof("data"), metric.unit) == (kinds.get(row.kind, "sum"), row.unit)
+        assert row.kind == "gauge" or data.aggregation_temporality == CUMULATIVE
         for attributes, point in inbox.points(name):
             assert attributes.keys() <= {*BASE_KEYS, *row.attributes}
             assert {type(value) for value in attributes.values()} <= {str}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ACTIVE", "BASE_KEYS", "DROPPED", "REQUEST_METRICS", "Point", "RequestMetric", "metrics_markdown"]
 
-Instrument = Literal["histogram", "counter", "updowncounter"]
+Instrument = Literal["histogram", "counter", "updowncounter", "gauge"]
 _PHASES = ("encode", "prefill", "decode", "verify", "draft", "mixed", "unknown")
 
 BASE_KEYS = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model")
@@ -199,11 +199,13 @@ def _self_share(record: GenerationRecord) -> float | None:
     return record.ledger.self_ns / record.wall_ns if record.wall_ns else None
 
 
-def _estimate(record: GenerationRecord) -> float | None:
-    """The live estimate of what tracing costs, of records that have one."""
-    estimate: Any = getattr(record, "own_overhead", None)
-    value = getattr(estimate, "value", None)
-    return None if value is None else float(value)
+def _estimate(result: Result) -> Iterator[Point]:
+    """What tracing costs per token by comparison of requests, of records that have such a comparison."""
+    own: Any = getattr(result.record, "own_overhead", None)
+    for limit, field in (("low", "low_ns"), ("middle", "per_token_ns"), ("high", "high_ns")):
+        value_ns: float | None = getattr(own, field, None)
+        if value_ns is not None:
+            yield Point(value_ns / 1e9, {"inferscope.limit": limit})
 
 
 # fmt: off
@@ -271,9 +273,10 @@ REQUEST_METRICS: tuple[RequestMetric, ...] = (
                   read=_one(lambda record: _seconds(record.ledger.self_ns))),
     RequestMetric(name="inferscope.self.share", kind="histogram", unit="1", borders=_SHARES,
                   meaning="The same over the request's wall (0..1).", read=_one(_self_share)),
-    RequestMetric(name="inferscope.overhead.estimate", kind="histogram", unit="1", borders=_SHARES,
-                  meaning="Live estimate of what tracing costs, over the request's wall (0..1); where there is one.",
-                  read=_one(_estimate)),
+    RequestMetric(name="inferscope.overhead.estimate", kind="gauge", unit="s", attributes=("inferscope.limit",),
+                  meaning="Newest live estimate of what tracing costs per new token, `middle` of its interval from "
+                  "`low` to `high`; below 0 where noise exceeds it, absent where requests were not compared.",
+                  read=_estimate),
 )
 # fmt: on
 """What one request adds to, in the order of the reference."""

@@ -3,7 +3,8 @@ from __future__ import annotations
 import gc
 import re
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given, settings
@@ -16,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from inferscope import losses
 from inferscope.analysis.verdict import BOUNDS
-from inferscope.records import PhaseLedger
+from inferscope.records import GenerationRecord, PhaseLedger
 from inferscope.sinks.base import EarlySink, resolve_sinks
 from inferscope.sinks.metric_semconv import ACTIVE, BASE_KEYS, DROPPED, REQUEST_METRICS
 from inferscope.sinks.metrics import MAX_ERRORS, MAX_MODELS, MetricSink
@@ -180,6 +181,21 @@ def test_a_phase_without_an_opinion_is_unknown_time(meters):
     meters.sink(replace(result, diagnosis=replace(result.diagnosis, phases=())))
     for name in ("inferscope.phase.time", "inferscope.bound.time"):
         assert set(meters.sums(name, "inferscope.bound")) == {"unknown"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimated(GenerationRecord):
+    """A record with a comparison of requests that were and were not observed."""
+
+    own_overhead: object = None
+
+
+def test_the_newest_estimate_of_what_tracing_costs_is_told(meters):
+    known = {field.name: getattr(make_record(), field.name) for field in fields(GenerationRecord)}
+    for per_token_ns in (50, -2_000):
+        own = SimpleNamespace(per_token_ns=per_token_ns, low_ns=per_token_ns - 1_000, high_ns=None)
+        meters.sink(replace(make_result(), record=Estimated(**{**known, "own_overhead": own})))
+    assert meters.sums("inferscope.overhead.estimate", "inferscope.limit") == {"low": -3e-6, "middle": -2e-6}
 
 
 def test_a_residual_below_zero_is_not_added(meters, caplog):
