@@ -162,7 +162,8 @@ class _Instruments:
         self._seen: set[str] = set()
         self._lock = threading.Lock()
         self._histograms = tuple((row, _recorder(meter, row)) for row in REQUEST_METRICS if row.kind == "histogram")
-        # A request adds to some forty sums: kept here it takes a tenth of the time that the SDK's counters take.
+        # A request adds to some forty sums: 0.6 us each here, 11.5 us each with the SDK's counters, side by side on a
+        # busy machine.
         self._sums: dict[str, _Sums] = {row.name: {} for row in REQUEST_METRICS if row.kind != "histogram"}
         self._counters = tuple(row for row in REQUEST_METRICS if row.kind != "histogram")
         for row in self._counters:
