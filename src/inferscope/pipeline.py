@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import opentelemetry.trace
 
-from inferscope import notices
+from inferscope import losses, notices
 from inferscope.capture import intercept
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class Pipeline:
                 self._wake.set()
             return True
         self.dropped += 1
+        losses.count("results")
         notices.warn(
             "results-dropped",
             "requests finish faster than results are made: some results are dropped",
@@ -137,6 +138,7 @@ class Pipeline:
             try:
                 work()
             except Exception as error:  # noqa: BLE001 - the thread must survive whatever a request brings
+                losses.count("results")
                 notices.warn("result-failed", f"a result could not be made: {type(error).__name__}: {error}")
             finally:
                 del work

@@ -476,6 +476,7 @@ class RequestOptions:
         top_k: Number of candidates.
         num_beams: Beams per sequence.
         streaming: Whether a streamer was given.
+        seed: Of the sampling, where the call or its configuration names one.
     """
 
     max_new_tokens: int | None = None
@@ -484,6 +485,7 @@ class RequestOptions:
     top_k: int | None = None
     num_beams: int | None = None
     streaming: bool = False
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ import opentelemetry.context
 import opentelemetry.trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from inferscope import costing, notices
+from inferscope import costing, losses, notices
 from inferscope.analysis import diagnosis, verdict
 from inferscope.analysis.findings import find
 from inferscope.capture import intercept, introspect
@@ -74,6 +74,7 @@ _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     """A pre-fork server's worker observes its own requests: threads, queues and locks begin anew."""
     notices.after_fork()
+    losses.after_fork()
     intercept.after_fork()
     _PIPELINE.after_fork()
     for session in list(_SESSIONS):
@@ -107,13 +108,18 @@ class _Inbox:
         if self._sample_rate < 1 and random.random() >= self._sample_rate:  # noqa: S311 - a sample, not a secret
             return None
         context = self._context if context is None else context
-        skip, span_ids = self._skippable, None
+        span_ids, said, wanted = None, False, False
         for sink in self._sinks:
-            root = sink.begin(request_id, started_unix_ns, context, self._model_name, options)
-            skip = skip and root is not None and not root.recording
-            if root is not None and root.recording and span_ids is None:
-                span_ids = root.ids
-        if skip:
+            try:
+                root = sink.begin(request_id, started_unix_ns, context, self._model_name, options)
+            except Exception as error:  # noqa: BLE001 - a provider's fault costs neither the call nor the other sinks
+                _say_sink_failed(sink, error)
+                continue
+            if root is not None:
+                said, wanted = True, wanted or root.recording
+                span_ids = root.ids if root.recording and span_ids is None else span_ids
+        # A sink without a say decides nothing: where none has any, the request is observed.
+        if self._skippable and said and not wanted:
             self.abandon(request_id)
             return None
         return Begun(context, span_ids)
@@ -322,7 +328,7 @@ class Session:
             try:
                 sink(result)
             except Exception as error:  # noqa: BLE001 - a sink's fault is said once and costs the others nothing
-                notices.warn("sink-failed", f"a sink raised {type(error).__name__}: {error}", sink=repr(sink))
+                _say_sink_failed(sink, error)
 
     def _judge(self, record: GenerationRecord, parent_context: object | None) -> Result:
         if not self._device_known:
@@ -341,6 +347,10 @@ class Session:
         with self._changed:
             self._pending -= 1
             self._changed.notify_all()
+
+
+def _say_sink_failed(sink: Sink, error: Exception) -> None:
+    notices.warn("sink-failed", f"a sink raised {type(error).__name__}: {error}", sink=repr(sink))
 
 
 class Instrumentation:
@@ -478,11 +488,11 @@ def trace(
             hand-written loop.
         detail: "passes" keeps every pass in `record.pass_samples`, up to 4,096; None reads INFERSCOPE_DETAIL.
         device: Ceilings to judge by; None takes the stored calibration, or the catalogue for a known GPU.
-        sinks: Callables or names ("otel", "jsonl:PATH", "log"); None sends spans through the tracer provider
-            that the program has set, if it has set one.
+        sinks: Callables or names ("otel", "otel:traces", "otel:metrics", "jsonl:PATH", "log"); None is "otel": spans
+            and metrics through the tracer provider and the meter provider that the program has set, if it has.
         sample_rate: Share of requests that are observed (0..1), decided when they begin; None reads
-            INFERSCOPE_SAMPLE_RATE. Where spans are the only sink, what the provider's sampler drops is not observed
-            either.
+            INFERSCOPE_SAMPLE_RATE. Where spans are the only sink, or no meter provider is set beside it, what the
+            tracer provider's sampler drops is not observed either.
         plug_every: On CUDA, hold the device up before one pass in so many, until it has been issued, to see how long
             it works on it; such a pass takes about twice as long. 0 for none; None reads INFERSCOPE_PLUG_EVERY.
         deep_every: Record the operators of one pass in so many, as `record.phase(...).operators`, and never so often

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -62,3 +64,19 @@ def model_folder(transformers, tmp_path_factory):
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     build_llama(transformers, vocab_size=64).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def no_global_provider(monkeypatch):
+    """The process has no providers, before and after."""
+    from opentelemetry import trace  # noqa: PLC0415
+    from opentelemetry.metrics import _internal as metrics_state  # noqa: PLC0415
+    from opentelemetry.util._once import Once  # noqa: PLC0415
+
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
+    monkeypatch.setattr(metrics_state, "_METER_PROVIDER", None)
+    monkeypatch.setattr(metrics_state, "_METER_PROVIDER_SET_ONCE", Once())
+    monkeypatch.setattr(metrics_state, "_PROXY_METER_PROVIDER", metrics_state._ProxyMeterProvider())

@@ -12,7 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
 import grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from inferscope.sinks.setup import setup
 
 Mood = Literal["accepting", "refusing", "stalling"]
 
@@ -23,7 +26,9 @@ class Inbox:
 
     mood: Mood = "accepting"
     endpoint: str = ""
+    takes_metrics: bool = True
     requests: list[Any] = field(default_factory=list)
+    metric_requests: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     asked: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
@@ -37,6 +42,30 @@ class Inbox:
             for scope in resource.scope_spans
             for span in scope.spans
         ]
+
+    def metrics(self) -> dict[str, Any]:
+        """The newest state of every metric received, by name."""
+        return {
+            metric.name: metric
+            for request in list(self.metric_requests)
+            for resource in request.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+    def points(self, name: str) -> list[tuple[dict[str, Any], Any]]:
+        """The points of a metric, each with its attributes."""
+        metric = self.metrics()[name]
+        points = getattr(metric, metric.WhichOneof("data")).data_points
+        return [(values_of(point.attributes), point) for point in points]
+
+    def take(self, request: Any, headers: dict[str, str]) -> None:
+        """Keep what was sent."""
+        self.headers.append(headers)
+        if isinstance(request, metrics_service_pb2.ExportMetricsServiceRequest):
+            self.metric_requests.append(request)
+        else:
+            self.requests.append(request)
 
     def wait_for_spans(self, count: int, timeout_s: float = 30) -> list[tuple[Any, dict[str, Any]]]:
         """The spans, once that many have come."""
@@ -61,23 +90,32 @@ def values_of(attributes: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def grpc_receiver(mood: Mood = "accepting"):
+def grpc_receiver(mood: Mood = "accepting", port: int = 0):
     inbox = Inbox(mood)
 
-    class Service(trace_service_pb2_grpc.TraceServiceServicer):
+    def answer(request, context, response):
+        inbox.asked.set()
+        if inbox.mood == "stalling":
+            inbox.released.wait()
+        if inbox.mood == "refusing":
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the receiver is full")
+        inbox.take(request, dict(context.invocation_metadata()))
+        return response
+
+    class Traces(trace_service_pb2_grpc.TraceServiceServicer):
         def Export(self, request, context):  # noqa: N802 - the protocol's name
-            inbox.asked.set()
-            if inbox.mood == "stalling":
-                inbox.released.wait()
-            if inbox.mood == "refusing":
-                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the receiver is full")
-            inbox.headers.append(dict(context.invocation_metadata()))
-            inbox.requests.append(request)
-            return trace_service_pb2.ExportTraceServiceResponse()
+            return answer(request, context, trace_service_pb2.ExportTraceServiceResponse())
+
+    class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
+        def Export(self, request, context):  # noqa: N802 - the protocol's name
+            if not inbox.takes_metrics:
+                context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown service")
+            return answer(request, context, metrics_service_pb2.ExportMetricsServiceResponse())
 
     server = grpc.server(ThreadPoolExecutor(max_workers=4))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Service(), server)
-    inbox.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), server)
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)
+    inbox.endpoint = f"http://127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
     server.start()
     try:
         yield inbox
@@ -87,7 +125,7 @@ def grpc_receiver(mood: Mood = "accepting"):
 
 
 @contextmanager
-def http_receiver(mood: Mood = "accepting"):
+def http_receiver(mood: Mood = "accepting", port: int = 0):
     inbox = Inbox(mood)
 
     class Handler(BaseHTTPRequestHandler):
@@ -96,13 +134,17 @@ def http_receiver(mood: Mood = "accepting"):
             inbox.asked.set()
             if inbox.mood == "stalling":
                 inbox.released.wait()
-            known = self.path == "/v1/traces"
-            self.send_response(413 if inbox.mood == "refusing" else 200 if known else 404)
+            paths = {"/v1/traces": trace_service_pb2.ExportTraceServiceRequest}
+            if inbox.takes_metrics:
+                paths["/v1/metrics"] = metrics_service_pb2.ExportMetricsServiceRequest
+            kind = paths.get(self.path)
+            # Before the answer: who has it may look at once.
+            if inbox.mood == "accepting" and kind:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                inbox.take(kind.FromString(body), headers)
+            self.send_response(413 if inbox.mood == "refusing" else 200 if kind else 404)
             self.send_header("Content-Length", "0")
             self.end_headers()
-            if inbox.mood == "accepting" and known:
-                inbox.headers.append({name.lower(): value for name, value in self.headers.items()})
-                inbox.requests.append(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
 
         def log_message(self, *_):
             """Nothing is printed."""
@@ -113,7 +155,7 @@ def http_receiver(mood: Mood = "accepting"):
             except ConnectionError:
                 self.close_connection = True  # the exporter had given up waiting
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     inbox.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -135,3 +177,13 @@ def closed_port():
 
 
 RECEIVERS = {"grpc": grpc_receiver, "http/protobuf": http_receiver}
+
+
+@contextmanager
+def running(**options):
+    """`setup`, and its end."""
+    providers = setup(**options)
+    try:
+        yield providers
+    finally:
+        providers.shutdown()

@@ -10,6 +10,9 @@ import pytest
 import torch
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -17,6 +20,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRat
 
 import inferscope
 from conftest import build_llama
+from inferscope.sinks.metrics import MetricSink
 from inferscope.sinks.spans import SpanSink
 
 pytestmark = pytest.mark.capture
@@ -39,13 +43,6 @@ class Spans:
 @pytest.fixture
 def spans():
     return Spans()
-
-
-class IteratorTokenizer:
-    """Decodes to numbers: TextIteratorStreamer needs a tokenizer, not a language."""
-
-    def decode(self, ids, **_kwargs):
-        return "".join(f"{int(token)} " for token in ids)
 
 
 def test_eight_threads_on_one_model_each_have_their_record(llama):
@@ -111,23 +108,6 @@ def test_two_models_at_once_are_told_apart(llama, transformers, prompt):
         assert len(one.results) == len(two.results) == 1
     assert two.last.record.model.name == "second"
     assert one.last.record.request_id != two.last.record.request_id
-
-
-def test_a_streamer_in_a_thread_stays_in_the_trace_of_the_request_that_made_it(llama, prompt, spans, transformers):
-    with inferscope.trace(llama, sinks=[spans.sink]) as session:
-        with spans.tracer.start_as_current_span("handler") as handler:
-            streamer = transformers.TextIteratorStreamer(IteratorTokenizer(), skip_prompt=True)
-            thread = threading.Thread(
-                target=llama.generate, args=(prompt,), kwargs={"streamer": streamer, "max_new_tokens": 5}
-            )
-            thread.start()
-            text = "".join(streamer)
-            thread.join()
-        session.wait()
-    assert len(text.split()) == 5
-    (root,) = spans.roots()
-    assert root.parent.span_id == handler.get_span_context().span_id
-    assert session.last.record.options.streaming
 
 
 def test_without_a_span_anywhere_a_thread_belongs_where_tracing_began(llama, prompt, spans):
@@ -233,6 +213,27 @@ def test_what_the_sampler_drops_still_reaches_the_other_sinks(llama, prompt):
         session.wait()
     assert len(taken) == 1
     assert spans.exporter.get_finished_spans() == ()
+
+
+def test_what_the_sampler_drops_still_counts_where_somebody_listens_to_metrics(llama, prompt):
+    spans, reader = Spans(sampler=ALWAYS_OFF), InMemoryMetricReader()
+    meters = MetricSink(meter_provider=MeterProvider(metric_readers=[reader], shutdown_on_exit=False))
+    with inferscope.trace(llama, sinks=[spans.sink, meters]) as session:
+        llama.generate(prompt, max_new_tokens=3)
+        session.wait()
+    found = {
+        metric.name: metric
+        for scope in reader.get_metrics_data().resource_metrics[0].scope_metrics
+        for metric in scope.metrics
+    }
+    (duration,) = found["gen_ai.server.request.duration"].data.data_points
+    assert (duration.count, duration.exemplars) == (1, [])
+    assert spans.exporter.get_finished_spans() == ()
+    # And where nobody listens, they are not observed: as without metrics.
+    deaf = MetricSink(meter_provider=NoOpMeterProvider())
+    with inferscope.trace(llama, sinks=[spans.sink, deaf]) as session:
+        llama.generate(prompt, max_new_tokens=3)
+    assert session.results == ()
 
 
 def test_a_ratio_observes_that_share_and_the_sampler_sees_the_model(llama, prompt):

@@ -9,14 +9,19 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
-from inferscope.sinks.setup import _grpc, _http
+from inferscope.sinks.export_metrics import BoundedReader, CountingMetricExporter
+from inferscope.sinks.metric_semconv import REQUEST_METRICS
+from inferscope.sinks.metrics import MetricSink
+from inferscope.sinks.senders import metric_exporter, span_exporter
 from inferscope.sinks.spans import SpanSink
 from inferscope.testing import make_record, make_result
 
@@ -41,6 +46,32 @@ def process_spans(resource_spans):
 
 def value(found):
     return found if isinstance(found, (bool, int, float, str)) else str(type(found))
+"""
+
+METRICS = """
+import json
+
+def process_metrics(resource_metrics):
+    with open({path!r}, "a") as file:
+        for scope in resource_metrics.scope_metrics:
+            for metric in scope.metrics:
+                file.write(json.dumps(dict(name=metric.name, unit=metric.unit, **told(metric.data))) + "\\n")
+
+def told(data):
+    kind = type(data).__name__.removeprefix("MetricData_").lower()
+    found = dict(kind=kind, points=[])
+    for point in data[0].data_points:
+        line = dict(attributes={{item.key: item.value.value for item in point.attributes}})
+        if kind == "histogram":
+            line.update(
+                count=point.count,
+                sum=point.sum,
+                bounds=list(point.explicit_bounds),
+                buckets=list(point.bucket_counts),
+                exemplars=[bytes(one.span_id).hex() for one in point.exemplars],
+            )
+        found["points"].append(line)
+    return found
 """
 
 
@@ -81,14 +112,21 @@ def collector(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rotel")
     received = folder / "spans.jsonl"
     (folder / "processor.py").write_text(PROCESSOR.format(path=str(received)), encoding="utf-8")
+    (folder / "metrics.py").write_text(METRICS.format(path=str(folder / "metrics.jsonl")), encoding="utf-8")
     grpc_port, http_port = free_port(), free_port()
     command = [
         *(str(agent), "start", "--exporter", "blackhole", "--batch-timeout", "50ms"),
         *("--otlp-grpc-endpoint", f"127.0.0.1:{grpc_port}", "--otlp-http-endpoint", f"127.0.0.1:{http_port}"),
         *("--otlp-with-trace-processor", str(folder / "processor.py")),
+        *("--otlp-with-metrics-processor", str(folder / "metrics.py")),
     ]
     with started(command, (grpc_port, http_port)):
-        yield {"grpc": f"http://127.0.0.1:{grpc_port}", "http": f"http://127.0.0.1:{http_port}", "file": received}
+        yield {
+            "grpc": f"http://127.0.0.1:{grpc_port}",
+            "http/protobuf": f"http://127.0.0.1:{http_port}",
+            "file": received,
+            "metrics": folder / "metrics.jsonl",
+        }
 
 
 def arrived(file, trace_id, count):
@@ -103,10 +141,10 @@ def arrived(file, trace_id, count):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="rotel's wheel is for Linux")
-@pytest.mark.parametrize(("protocol", "exporter"), [("grpc", _grpc), ("http", _http)])
-def test_an_independent_collector_understands_the_spans(collector, protocol, exporter):
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_an_independent_collector_understands_the_spans(collector, protocol):
     provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter(collector[protocol], {}, 10.0)))
+    provider.add_span_processor(SimpleSpanProcessor(span_exporter(collector[protocol], protocol, {}, 10.0)))
     sink = SpanSink(tracer_provider=provider)
     record = make_record(status="aborted", error_type="ValueError")
     sink(make_result(record=record))
@@ -125,3 +163,43 @@ def test_an_independent_collector_understands_the_spans(collector, protocol, exp
     assert root["attributes"]["gen_ai.request.stream"] is False
     assert root["attributes"]["gen_ai.latency.e2e"] == 0.722896
     assert decode["attributes"]["inferscope.bound"] == "memory"
+
+
+def metrics_arrived(file, model):
+    """The newest state of each metric that has points of a model."""
+    deadline_s = time.monotonic() + 30
+    while time.monotonic() < deadline_s:
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        found = {metric["name"]: metric for metric in map(json.loads, lines) if model in json.dumps(metric["points"])}
+        if "inferscope.self.share" in found:  # the last of them
+            return found
+        time.sleep(0.02)
+    raise TimeoutError(f"of the metrics {sorted(found)} arrived")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="rotel's wheel is for Linux")
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_an_independent_collector_understands_the_metrics(collector, protocol):
+    reader = BoundedReader(
+        CountingMetricExporter(lambda: metric_exporter(collector[protocol], protocol, {}, 10.0), target="rotel")
+    )
+    provider = MeterProvider(metric_readers=[reader], shutdown_on_exit=False)
+    spans = SpanSink(tracer_provider=TracerProvider(shutdown_on_exit=False))
+    made = make_record()
+    record = make_record(model=replace(made.model, name=f"over {protocol}"))
+    spans(make_result(record=record))
+    MetricSink(meter_provider=provider, spans=spans)(make_result(record=record))
+    assert reader.force_flush()
+    found = metrics_arrived(collector["metrics"], f"over {protocol}")
+    reader.leave(provider, 10)
+    rows = {row.name: row for row in REQUEST_METRICS}
+    for name, metric in found.items():
+        assert metric["unit"] == rows[name].unit
+        assert metric["kind"] == ("histogram" if rows[name].kind == "histogram" else "sum")
+    (tpot,) = found["gen_ai.server.time_per_output_token"]["points"]
+    assert (tpot["count"], tpot["sum"]) == (1, record.tpot_ns / 1e9)
+    assert tuple(tpot["bounds"]) == rows["gen_ai.server.time_per_output_token"].borders
+    assert (len(tpot["buckets"]), sum(tpot["buckets"])) == (len(tpot["bounds"]) + 1, 1)
+    decode = spans.phase_span_context(record.request_id, "decode")
+    assert tpot["exemplars"] == [f"{decode.span_id:016x}"]
+    assert tpot["attributes"]["gen_ai.provider.name"] == "huggingface"

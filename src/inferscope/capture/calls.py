@@ -225,6 +225,7 @@ def read_call(model: Any, raw: RawCall) -> Call:  # noqa: ANN401 - any model
             top_k=said("top_k"),
             num_beams=said("num_beams"),
             streaming=raw.streaming,
+            seed=seed if isinstance(seed := said("seed"), int) else None,
         ),
         eos_ids=eos_ids,
         pad_id=pad_id,

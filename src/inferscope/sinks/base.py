@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EarlySink", "Root", "Sink", "resolve_sink", "resolve_sinks"]
 
-_CHOICES = 'a callable that takes one Result, "otel", "jsonl:PATH" or "log"'
+_CHOICES = 'a callable that takes one Result, "otel", "otel:traces", "otel:metrics", "jsonl:PATH" or "log"'
+_BOTH = ("otel:traces", "otel:metrics")
 
 
 class Sink(Protocol):
@@ -27,10 +28,23 @@ class Sink(Protocol):
 
 
 class Root(Protocol):
-    """The span that a request has from its beginning."""
+    """What a sink has to say of a request from its beginning.
+
+    Attributes:
+        recording: Whether it wants the request observed.
+        ids: Trace id and span id of the request's span; None where the sink makes no spans.
+    """
 
     recording: bool
-    ids: tuple[int, int]
+    ids: tuple[int, int] | None
+
+
+@runtime_checkable
+class SpanUser(Protocol):
+    """A sink that tells of the spans of requests."""
+
+    def use_spans(self, spans: Any, /) -> None:  # noqa: ANN401 - each asks another thing of it
+        """Take a sink that makes spans, where this one has been given none."""
 
 
 @runtime_checkable
@@ -52,8 +66,8 @@ class EarlySink(Protocol):
 def resolve_sinks(specs: Iterable[object]) -> tuple[Sink, ...]:
     """The sinks that a user's list stands for, joined where they know of each other.
 
-    Where the list holds both spans and log events, the events carry the ids of the spans. Spans therefore come
-    first in what is returned; otherwise the order is the list's.
+    Where the list holds spans, log events carry their ids and metrics have exemplars that lead to them. Spans
+    therefore come first in what is returned; otherwise the order is the list's. "otel" stands for spans and metrics.
 
     Args:
         specs: Callables and names, as `resolve_sink` takes them.
@@ -64,11 +78,12 @@ def resolve_sinks(specs: Iterable[object]) -> tuple[Sink, ...]:
     """
     if isinstance(specs, str) or not isinstance(specs, Iterable):
         raise SinkError(f"sinks={specs!r}: expected a list of {_CHOICES}")
-    sinks = [resolve_sink(spec) for spec in specs]
+    named = [name for spec in specs for name in (_BOTH if isinstance(spec, str) and spec == "otel" else (spec,))]
+    sinks = [resolve_sink(spec) for spec in named]
     spans = next((sink for sink in sinks if isinstance(sink, SpanIndex)), None)
     for sink in sinks:
-        if isinstance(sink, LogSink) and sink.spans is None:
-            sink.spans = spans
+        if isinstance(sink, SpanUser) and spans is not None:
+            sink.use_spans(spans)
     return tuple(sorted(sinks, key=lambda sink: not isinstance(sink, SpanIndex)))
 
 
@@ -77,6 +92,7 @@ def resolve_sink(spec: object) -> Sink:
 
     Args:
         spec: A callable, "otel" (spans through the tracer provider that is set when a request ends),
+            "otel:traces" (the same), "otel:metrics" (histograms and counters through the meter provider),
             "jsonl:PATH" (records appended to a file) or "log" (structlog events).
 
     Raises:
@@ -98,10 +114,14 @@ def _named(name: str) -> Sink:
         if not path:
             raise SinkError(f'{name!r} names no file: write "jsonl:PATH"')
         return JsonlSink(path)
-    if name == "otel":
+    if name in {"otel", "otel:traces"}:
         from inferscope.sinks.spans import SpanSink  # noqa: PLC0415 - loads opentelemetry, so only where asked for
 
         return SpanSink()
+    if name == "otel:metrics":
+        from inferscope.sinks.metrics import MetricSink  # noqa: PLC0415 - the same
+
+        return MetricSink()
     if name == "log":
         return LogSink()
     hint = f' (for a record file: "jsonl:{name}")' if not colon and "." in name else ""

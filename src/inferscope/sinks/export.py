@@ -7,20 +7,30 @@ process. Here every span ends up in one of two counters, the first failure is sa
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Protocol
 
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from inferscope import notices
+from inferscope import losses, notices
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.trace import ReadableSpan
 
-__all__ = ["EXPORT_TIMEOUT_S", "SHUTDOWN_TIMEOUT_S", "BoundedProcessor", "CountingExporter"]
+__all__ = [
+    "EXPORT_TIMEOUT_S",
+    "SHUTDOWN_TIMEOUT_S",
+    "BoundedProcessor",
+    "CapturedLog",
+    "CountingExporter",
+    "renew_after_fork",
+]
 
 EXPORT_TIMEOUT_S = 2.0
 """What one batch may take, retries included."""
@@ -32,6 +42,32 @@ _BATCH_SPANS = 256
 _DELAY_MS = 1000
 
 
+class _Renewable(Protocol):
+    def after_fork(self) -> None:
+        """Begin anew in a forked child."""
+
+
+_RENEWABLE: weakref.WeakSet[_Renewable] = weakref.WeakSet()
+
+
+def renew_after_fork(what: _Renewable) -> None:
+    """Call `after_fork` of this object in each forked child, as long as it lives.
+
+    Args:
+        what: The object.
+    """
+    _RENEWABLE.add(what)
+
+
+def _after_fork_in_child() -> None:
+    for what in list(_RENEWABLE):
+        what.after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class CountingExporter(SpanExporter):
     """Passes spans on to another exporter and counts what became of them. Never raises, warns once.
 
@@ -40,20 +76,31 @@ class CountingExporter(SpanExporter):
         dropped: Spans that it did not.
     """
 
-    def __init__(self, inner: SpanExporter, *, target: str) -> None:
+    def __init__(self, inner: SpanExporter, *, target: str, rebuild: Callable[[], SpanExporter] | None = None) -> None:
         """Wrap an exporter.
 
         Args:
             inner: The one that sends.
             target: Where it sends to, for the warning.
+            rebuild: Makes another one in a forked child, where the parent's connection is no good. None: the same one
+                goes on.
         """
         self.exported = 0
         self.dropped = 0
         self._inner = inner
+        self._rebuild = rebuild
+        self._stale = False
         self._target = target
         self._lock = threading.Lock()
         self._deadline_s: float | None = None
-        self._said = _CapturedLog(inner)
+        self._said = CapturedLog(inner)
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: nothing has been sent or lost yet, and nothing is sent over the parent's connection."""
+        self._lock = threading.Lock()
+        self.exported, self.dropped, self._stale = 0, 0, self._rebuild is not None
+        self._said.after_fork()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send one batch, or drop and count it."""
@@ -63,6 +110,8 @@ class CountingExporter(SpanExporter):
         reason = ""
         with self._said:
             try:
+                if self._stale and self._rebuild is not None:
+                    self._inner, self._stale = self._rebuild(), False
                 outcome = self._inner.export(spans)
             except Exception as error:  # noqa: BLE001 - whatever an exporter raises, the host goes on
                 outcome, reason = SpanExportResult.FAILURE, f"{type(error).__name__}: {error}"
@@ -83,6 +132,7 @@ class CountingExporter(SpanExporter):
         """
         with self._lock:
             self.dropped += count
+        losses.count("spans", count)
         notices.warn(
             "export-failed",
             "spans could not be sent; they are dropped and counted, and this is said once",
@@ -137,6 +187,12 @@ class BoundedProcessor(BatchSpanProcessor):
         self._accepted = 0
         self._accepting = threading.Lock()
         self._stopped = False
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: the queue is empty, whatever the parent had in it. The SDK starts the thread anew."""
+        self._accepting = threading.Lock()
+        self._accepted = 0
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue a span, or refuse and count it where the queue is full. After the end, take nothing."""
@@ -180,20 +236,26 @@ class BoundedProcessor(BatchSpanProcessor):
         super().shutdown()  # type: ignore[no-untyped-call]
 
 
-class _CapturedLog(logging.Filter):
+class CapturedLog(logging.Filter):
     """Takes over what an exporter logs while it works for us: the SDK repeats itself with every batch.
 
     The first message becomes the reason in inferscope's own warning. The filter sits on that exporter's loggers
     alone, lets everything through that other threads or other exporters log there, and is gone after the call.
     """
 
-    def __init__(self, exporter: SpanExporter) -> None:
+    def __init__(self, exporter: SpanExporter | MetricExporter) -> None:
         super().__init__()
         modules = {kind.__module__ for kind in type(exporter).__mro__ if kind.__module__.startswith("opentelemetry.")}
         self._loggers = [logging.getLogger(name) for name in sorted(modules)]
         self._local = threading.local()
         self._users = 0
         self._lock = threading.Lock()
+
+    def after_fork(self) -> None:
+        """In a forked child: no call is under way."""
+        self._local, self._users, self._lock = threading.local(), 0, threading.Lock()
+        for logger in self._loggers:
+            logger.removeFilter(self)
 
     @property
     def text(self) -> str:

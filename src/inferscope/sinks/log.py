@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["LogSink", "SpanIndex"]
 
 EVENT = "inferscope.request"
+# Somebody wanted the request to end: nothing has failed.
+_CANCELLATIONS = frozenset({"cancelled", "CancelledError", "GeneratorExit", "KeyboardInterrupt", "SystemExit"})
 
 
 @runtime_checkable
@@ -23,9 +25,10 @@ class SpanIndex(Protocol):
 
 
 class LogSink:
-    """Logs `inferscope.request` through the user's structlog: level info, warning where the request was aborted.
+    """Logs `inferscope.request` through the user's structlog, one line per request.
 
-    What is unknown is left out. Durations are in seconds.
+    The level is error where an exception ended the request, warning where it was cancelled or a finding warns, info
+    otherwise. What is unknown is left out. Durations are in seconds.
 
     Attributes:
         spans: Where the ids of a request's span are found; a span sink that ran before this one. None: no ids.
@@ -34,14 +37,14 @@ class LogSink:
     def __init__(self, *, spans: SpanIndex | None = None) -> None:
         self.spans = spans
 
+    def use_spans(self, spans: SpanIndex) -> None:
+        """Take the spans of this sink, where no other has been given."""
+        self.spans = self.spans or spans
+
     def __call__(self, result: Result) -> None:
         """Log one request."""
         known = {key: value for key, value in self._facts(result).items() if value is not None}
-        logger = notices.logger()
-        if result.record.status == "aborted":
-            logger.warning(EVENT, **known)
-        else:
-            logger.info(EVENT, **known)
+        getattr(notices.logger(), _level(result))(EVENT, **known)
 
     def _facts(self, result: Result) -> dict[str, object]:
         record = result.record
@@ -60,3 +63,11 @@ class LogSink:
         facts["finding"] = result.findings[0].code if result.findings else None
         facts.update(request_id=record.request_id, trace_id=trace_id, span_id=span_id)
         return facts
+
+
+def _level(result: Result) -> str:
+    record = result.record
+    if record.status == "aborted" and record.error_type not in _CANCELLATIONS:
+        return "error"
+    warns = record.status == "aborted" or any(finding.severity == "WARN" for finding in result.findings)
+    return "warning" if warns else "info"

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from inferscope.analysis.verdict import BOUNDS
 from inferscope.sinks.attributes import Attribute
-from inferscope.sinks.hardware_semconv import hardware_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from inferscope.analysis.verdict import PhaseDiagnosis, Result
-    from inferscope.records import Contender, PhaseRecord, QuantileSketch, RequestOptions, WorstPass
+    from inferscope.records import Contender, PassSample, PhaseRecord, QuantileSketch, RequestOptions, WorstPass
 
 __all__ = [
     "CONTENDER",
+    "PASS",
+    "PASS_SPAN",
     "PHASE",
     "REQUEST_END",
     "REQUEST_START",
@@ -32,13 +33,13 @@ __all__ = [
     "Operation",
     "PhaseSubject",
     "RequestSubject",
-    "reference_markdown",
 ]
 
 Operation = Literal["text_completion", "chat"]
 _Subject = TypeVar("_Subject")
 
 WORST_PASS_EVENT = "inferscope.worst_pass"  # noqa: S105 - not a password
+PASS_SPAN = "pass"  # noqa: S105 - the same
 _PHASE_NAMES = ("encode", "prefill", "decode", "verify", "draft", "mixed", "unknown")
 _TOP_FINDINGS = 5
 _TOP_NOTES = 5
@@ -79,10 +80,12 @@ class PhaseSubject:
     Attributes:
         phase: What was measured.
         verdict: The opinion on it; None where there is none.
+        shown: Its passes that have spans of their own; None where passes were not kept.
     """
 
     phase: PhaseRecord
     verdict: PhaseDiagnosis | None
+    shown: int | None = None
 
 
 def _get(path: str) -> Callable[[Any], object]:
@@ -144,6 +147,10 @@ def _own_s(subject: PhaseSubject) -> float | None:
     return own_ns / 1e9 if own_ns >= 0 and phase.ledger.shared_ns is None else None
 
 
+def _cut_passes(subject: PhaseSubject) -> int | None:
+    return None if subject.shown is None else subject.phase.passes - subject.shown
+
+
 def _top_group(subject: PhaseSubject) -> str | None:
     return subject.phase.operators[0].group if subject.phase.operators else None
 
@@ -201,6 +208,7 @@ REQUEST_START: tuple[Attribute[AskedSubject], ...] = (
     ),
     Attribute("gen_ai.request.top_p", "double", "1", "Nucleus share, where set.", _get("options.top_p")),
     Attribute("gen_ai.request.top_k", "int", "{token}", "Candidates, where set.", _get("options.top_k")),
+    Attribute("gen_ai.request.seed", "int", "", "Seed of sampling, where the call names one.", _get("options.seed")),
     Attribute(
         "gen_ai.request.stream", "boolean", "", "Whether a streamer was given.", _get("options.streaming")
     ),
@@ -364,6 +372,10 @@ PHASE: tuple[Attribute[PhaseSubject], ...] = (
         _get("phase.mixed_passes"),
     ),
     Attribute(
+        "inferscope.passes.cut", "int", "{pass}",
+        "Those that have no span of their own; only where passes have spans.", _cut_passes,
+    ),
+    Attribute(
         "inferscope.tokens", "int", "{token}", "New tokens processed over all sequences, padding included.",
         _get("phase.tokens"),
     ),
@@ -416,6 +428,10 @@ PHASE: tuple[Attribute[PhaseSubject], ...] = (
     Attribute(
         "inferscope.device.start", "double", "s", "From the request's start to where the device began.",
         _seconds("phase.device.start_ns"),
+    ),
+    Attribute(
+        "inferscope.device.end", "double", "s", "From the request's start to where the device ended.",
+        _seconds("phase.device.end_ns"),
     ),
     Attribute(
         "inferscope.deep.passes", "int", "{pass}", "Forwards whose operators were recorded.", _get("phase.deep.passes")
@@ -492,6 +508,23 @@ WORST_PASS: tuple[Attribute[WorstPass], ...] = (
     ),
 )
 """On the event `inferscope.worst_pass`, at most three per phase, at the pass's start."""
+
+PASS: tuple[Attribute[PassSample], ...] = (
+    Attribute("inferscope.pass.name", "string", "", "What the pass was, such as `decode` or `prefill/chunk`.",
+              _get("name")),
+    Attribute("inferscope.pass.host", "double", "s", "Inside the forward, on the host.", _seconds("host_ns")),
+    Attribute("inferscope.pass.q_len", "int", "{token}", "New tokens per sequence.", _get("q_len")),
+    Attribute("inferscope.pass.past_len", "int", "{token}", "Tokens already in the cache.", _get("past_len")),
+    Attribute("inferscope.pass.batch_size", "int", "{sequence}", "Sequences, beams and copies included.",
+              _get("batch_size")),
+    Attribute("inferscope.pass.tokens", "int", "{token}", "New tokens of all requests that share the pass.",
+              _get("pass_tokens")),
+    Attribute("inferscope.pass.device.low", "double", "s", "The device worked on it at least this long.",
+              _seconds("device.low_ns")),
+    Attribute("inferscope.pass.device.high", "double", "s", "And at most this long.", _seconds("device.high_ns")),
+    Attribute("inferscope.method", "string", "", "How that was obtained.", _get("device.provenance")),
+)
+"""On the span of a pass."""
 # fmt: on
 
 RESOURCE = (
@@ -501,56 +534,3 @@ RESOURCE = (
     ("process.pid", "int", "Process id."),
 )
 """Set where `setup` made the provider; otherwise the resource is the application's own."""
-
-
-def reference_markdown() -> str:
-    """The tables as docs/reference/telemetry.md: generated, never edited."""
-    parts = [_PREAMBLE]
-    for title, lead, rows in (
-        ("The request's span: given at its start", _START_LEAD, REQUEST_START),
-        ("The request's span: set at its end", _END_LEAD, REQUEST_END),
-        ("The phases' spans", _PHASE_LEAD, PHASE),
-        (f"The event `{WORST_PASS_EVENT}`", _EVENT_LEAD, WORST_PASS),
-        ("Links to contending requests", _LINK_LEAD, CONTENDER),
-    ):
-        parts += [f"## {title}\n", f"{lead}\n", "| attribute | type | unit | meaning |", "|---|---|---|---|"]
-        parts += [f"| `{row.name}` | {row.type} | {row.unit} | {row.meaning} |" for row in rows]
-        parts.append("")
-    parts += [hardware_markdown(), ""]
-    parts += ["## The resource\n", f"{_RESOURCE_LEAD}\n", "| attribute | type | meaning |", "|---|---|---|"]
-    parts += [f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in RESOURCE]
-    return "\n".join(parts) + "\n"
-
-
-_PREAMBLE = """# Telemetry reference
-
-Generated from `inferscope.sinks.semconv`; a test holds the two together.
-
-One call of `generate` becomes one span named `{operation} {model}` (kind INTERNAL) and one child per phase, named
-exactly `prefill`, `decode`, `encode`, `verify`, `draft` or `mixed`. Children are siblings and lie inside their
-parent's time range. The request's span begins with the request; its children are built after the call has returned,
-with the times that were measured in it.
-
-What is unknown is left out: an attribute that is absent was not measured. Durations are doubles in seconds.
-Prompt and completion text is never sent.
-"""
-_START_LEAD = "Given when the request begins, so that samplers see them."
-_LINK_LEAD = (
-    "A request from which other traced requests took time links to the spans of those "
-    "others, at most eight, largest overlap first."
-)
-_END_LEAD = (
-    "`latency.time_in_queue` + `ledger.setup` + `time_in_model_inference` + `ledger.tail` + `self` + "
-    "`ledger.residual` = `latency.e2e`; without a queue, the others are. "
-    "A request that an exception ended has the status ERROR."
-)
-_PHASE_LEAD = (
-    "`ledger.issue` + `ledger.select` + `ledger.wait` + `ledger.deliver` + `ledger.shared` = `time_in_model`; without "
-    "`wait` that time is in `select`, and `shared` is there under continuous batching only. `self` is what the span's "
-    "range holds beyond that."
-)
-_EVENT_LEAD = "At most three per phase, slowest first, at the moment the pass began. Passes never become spans."
-_RESOURCE_LEAD = (
-    "Set where `inferscope.setup` made the tracer provider; where the application brought its own, the resource is "
-    "the application's."
-)

@@ -1,4 +1,4 @@
-"""`inferscope.setup`: the only place that sets a tracer provider, and only because it was called."""
+"""`inferscope.setup`: the only place that sets OpenTelemetry's providers, and only because it was called."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ import socket
 import threading
 import time
 import uuid
+import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.metrics._internal import _ProxyMeterProvider
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
 from inferscope import notices
-from inferscope.errors import MissingExtraError, SettingError
-from inferscope.sinks.export import EXPORT_TIMEOUT_S, SHUTDOWN_TIMEOUT_S, BoundedProcessor, CountingExporter
+from inferscope.errors import SettingError
+from inferscope.sinks.export import SHUTDOWN_TIMEOUT_S, BoundedProcessor, CountingExporter
+from inferscope.sinks.export_metrics import BoundedReader, CountingMetricExporter
 from inferscope.sinks.otlp_file import OtlpFileExporter
+from inferscope.sinks.senders import Transport, metric_sender, span_sender
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from opentelemetry.sdk.trace.export import SpanExporter
+__all__ = ["Providers", "setup"]
 
-__all__ = ["Providers", "Transport", "setup"]
-
-Transport = Literal["grpc", "http/protobuf"]
-_TIMEOUT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
+_OURS: weakref.WeakSet[object] = weakref.WeakSet()
+"""Providers that `setup` has made: another call adds to them without a word."""
 
 
 class Providers:
@@ -37,6 +39,7 @@ class Providers:
 
     Attributes:
         tracer_provider: The provider that spans go to: inferscope's own, or the application's.
+        meter_provider: The provider that metrics go to; None where `setup` sends none.
     """
 
     def __init__(
@@ -44,10 +47,14 @@ class Providers:
         tracer_provider: trace.TracerProvider,
         outlets: tuple[tuple[BoundedProcessor, CountingExporter], ...],
         written: OtlpFileExporter | None,
+        meters: tuple[metrics.MeterProvider, BoundedReader | None, CountingMetricExporter] | None = None,
     ) -> None:
         self.tracer_provider = tracer_provider
+        self.meter_provider = meters[0] if meters else None
         self._outlets = outlets
         self._written = written
+        self._reader = meters[1] if meters else None
+        self._metrics = meters[2] if meters else None
         self._ended = False
         atexit.register(self.shutdown)
 
@@ -62,25 +69,41 @@ class Providers:
         made_room = self._written.dropped if self._written else 0
         return made_room + sum(exporter.dropped for _, exporter in self._outlets)
 
+    @property
+    def metric_exports(self) -> int:
+        """Exports of metrics that were delivered; each carries everything since the process began."""
+        return self._metrics.exported if self._metrics else 0
+
+    @property
+    def metric_exports_failed(self) -> int:
+        """Exports of metrics that were not."""
+        return self._metrics.failed if self._metrics else 0
+
     def force_flush(self, timeout_s: float = SHUTDOWN_TIMEOUT_S) -> bool:
-        """Send what is queued now.
+        """Send what is queued now, and the metrics as they stand.
 
         Args:
             timeout_s: How long to wait for it; sending goes on after that.
 
         Returns:
-            Whether every queued span was delivered within that time.
+            Whether every queued span, and the metrics, were delivered within that time.
         """
         flushed: list[bool] = []
-
-        def flush() -> None:
-            flushed.extend([processor.force_flush() for processor, _ in self._outlets])
-
-        # The SDK's own flush takes a timeout and ignores it.
-        worker = threading.Thread(target=flush, name="inferscope-flush", daemon=True)
-        worker.start()
-        worker.join(timeout_s)
-        return len(flushed) == len(self._outlets) and all(flushed)
+        senders: list[BoundedProcessor | BoundedReader] = [processor for processor, _ in self._outlets]
+        if self._reader is not None and not self._ended:
+            senders.append(self._reader)
+        # The SDK's own flush takes a timeout and ignores it; and what hangs in one is not to hold up the other.
+        workers = [
+            threading.Thread(target=lambda one=sender: flushed.append(one.force_flush()), name="inferscope-flush")
+            for sender in senders
+        ]
+        deadline_s = time.monotonic() + timeout_s
+        for worker in workers:
+            worker.daemon = True
+            worker.start()
+        for worker in workers:
+            worker.join(max(deadline_s - time.monotonic(), 0.0))
+        return len(flushed) == len(senders) and all(flushed)
 
     def shutdown(self, timeout_s: float = SHUTDOWN_TIMEOUT_S) -> bool:
         """Send what is queued and stop sending. Runs by itself at the end of the process.
@@ -91,16 +114,18 @@ class Providers:
             timeout_s: What it may take; an export that is under way may add its own limit of 2 s.
 
         Returns:
-            Whether every queued span was delivered. True when called again.
+            Whether every queued span, and the metrics, were delivered. True when called again.
         """
         if self._ended:
             return True
         self._ended = True
         atexit.unregister(self.shutdown)
-        dropped, deadline_s = self.dropped, time.monotonic() + timeout_s
+        lost, deadline_s = self.dropped + self.metric_exports_failed, time.monotonic() + timeout_s
         for processor, _ in self._outlets:
             processor.shutdown_within(max(deadline_s - time.monotonic(), 0.0))
-        return self.dropped == dropped
+        if self._reader is not None and isinstance(self.meter_provider, MeterProvider):
+            self._reader.leave(self.meter_provider, max(deadline_s - time.monotonic(), 0.0))
+        return self.dropped + self.metric_exports_failed == lost
 
 
 def setup(
@@ -110,131 +135,144 @@ def setup(
     service_name: str | None = None,
     file: Path | str | None = None,
     headers: Mapping[str, str] | None = None,
+    resource_attributes: Mapping[str, str | bool | int | float] | None = None,
+    metrics_every_s: float | None = None,
 ) -> Providers:
-    """Send spans to an OpenTelemetry receiver, to a file, or to both.
+    """Send spans and metrics to an OpenTelemetry receiver, spans to a file, or both.
 
-    Sets the process's tracer provider. Where the application has one already, that one is kept, a warning says so
-    once, and the outlets are added to it.
+    Sets the process's tracer provider and meter provider. Where the application has them already, they are kept, a
+    warning says so once, and the outlets are added to them. A further call adds a further outlet.
 
     Args:
         endpoint: Receiver, such as "http://localhost:4317". None: as the `OTEL_EXPORTER_OTLP_*` variables say,
             or no receiver at all where `file` is given.
         protocol: "grpc" or "http/protobuf".
         service_name: Name of the service in the trace viewer. None: OTEL_SERVICE_NAME, else "inferscope".
-        file: OTLP/JSON file to write at each flush and at the end, for upload to Jaeger.
+        file: OTLP/JSON file to write spans to at each flush and at the end, for upload to Jaeger.
         headers: Sent with each export, such as an API key.
+        resource_attributes: What else the resource says of the sender, such as {"deployment.environment.name": "test"};
+            stronger than the OTEL_RESOURCE_ATTRIBUTES variable.
+        metrics_every_s: Seconds between two exports of metrics. None: OTEL_METRIC_EXPORT_INTERVAL, else 60; 0: no
+            metrics are sent.
 
     Returns:
         A handle to flush, to end and to ask what was lost.
 
     Raises:
-        SettingError: The protocol is neither, the endpoint is no address, or the variable
-            OTEL_EXPORTER_OTLP_TIMEOUT is no number of seconds.
+        SettingError: The protocol is neither, the endpoint is no address, an attribute of the resource is of another
+            type, or a number of seconds is none.
         MissingExtraError: The exporters are not installed.
         CacheUnwritableError: The file cannot be written.
     """
+    every_s = _checked_every(metrics_every_s)
+    said = _checked_attributes(resource_attributes or {})
     exporters: list[CountingExporter] = []
+    meter: CountingMetricExporter | None = None
     written = None if file is None else OtlpFileExporter(Path(file))
     if written is not None:
         exporters.append(CountingExporter(written, target=str(file)))
     if endpoint is not None or file is None:
-        exporters.append(_sender(endpoint, protocol, dict(headers or {})))
-    provider = _provider(service_name)
+        exporters.append(span_sender(endpoint, protocol, dict(headers or {})))
+        if every_s != 0:
+            meter = metric_sender(endpoint, protocol, dict(headers or {}))
+    resource = _resource(service_name, said)
+    provider = _tracer_provider(resource)
+    meters = None if meter is None else _meters(resource, meter, every_s)
     add = getattr(provider, "add_span_processor", None)
-    if add is None:
-        return Providers(provider, (), None)
-    outlets = tuple((BoundedProcessor(exporter), exporter) for exporter in exporters)
+    outlets = () if add is None else tuple((BoundedProcessor(exporter), exporter) for exporter in exporters)
     for processor, _ in outlets:
-        add(processor)
-    return Providers(provider, outlets, written)
+        if add is not None:
+            add(processor)
+    return Providers(provider, outlets, written if outlets else None, meters)
 
 
-def _provider(service_name: str | None) -> trace.TracerProvider:
+def _tracer_provider(resource: Resource) -> trace.TracerProvider:
     """The application's provider where it has one, else a new one, set for the whole process."""
     present = trace.get_tracer_provider()
     if not isinstance(present, trace.ProxyTracerProvider):
-        takes = hasattr(present, "add_span_processor")
-        outcome = "inferscope's outlets were added to it" if takes else "it takes no outlets: nothing is sent"
-        notices.warn(
-            "provider-already-set",
-            f"this process has a tracer provider, which is kept; {outcome}",
-            provider=type(present).__name__,
-        )
+        _say_kept(present, "tracer", "provider-already-set", takes=hasattr(present, "add_span_processor"))
         return present
     # Its own hook at the end of the process could wait for half a minute; `Providers` has a bounded one.
-    provider = TracerProvider(resource=_resource(service_name), shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    _own(provider)
     trace.set_tracer_provider(provider)
     return provider
 
 
-def _resource(service_name: str | None) -> Resource:
-    """Who sends, as the environment says it and completed where it does not."""
+def _meters(
+    resource: Resource, exporter: CountingMetricExporter, every_s: float | None
+) -> tuple[metrics.MeterProvider, BoundedReader | None, CountingMetricExporter]:
+    """The provider of metrics, and what sends them from it; None where it takes nothing."""
+    present = metrics.get_meter_provider()
+    if isinstance(present, _ProxyMeterProvider):
+        reader = BoundedReader(exporter, every_s=every_s)
+        provider = MeterProvider(metric_readers=[reader], resource=resource, shutdown_on_exit=False)
+        _own(provider)
+        metrics.set_meter_provider(provider)
+        return provider, reader, exporter
+    add = getattr(present, "add_metric_reader", None)  # OpenTelemetry's SDK has it since 2026
+    _say_kept(present, "meter", "meter-provider-already-set", takes=add is not None)
+    if add is None:
+        return present, None, exporter
+    reader = BoundedReader(exporter, every_s=every_s)
+    add(reader)
+    return present, reader, exporter
+
+
+def _own(provider: TracerProvider | MeterProvider) -> None:
+    """Remember a provider, and have it say in a forked child that it is another process."""
+    _OURS.add(provider)
+    own = weakref.ref(provider)
+
+    def after_fork() -> None:
+        # The SDK has this for its own attributes of the process, since 2026, and no public way to it.
+        update = getattr(own(), "_update_resource", None)
+        if update is not None:
+            update(Resource({"service.instance.id": str(uuid.uuid4()), "process.pid": os.getpid()}))
+
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        # After the provider has been made: its own hook, which renews its locks, runs before this one.
+        os.register_at_fork(after_in_child=after_fork)
+
+
+def _say_kept(provider: object, kind: str, slug: str, *, takes: bool) -> None:
+    if provider in _OURS and takes:
+        return
+    outcome = "inferscope's outlets were added to it" if takes else "it takes no outlets: nothing is sent"
+    notices.warn(
+        slug, f"this process has a {kind} provider, which is kept; {outcome}", provider=type(provider).__name__
+    )
+
+
+def _resource(service_name: str | None, attributes: Mapping[str, str | bool | int | float]) -> Resource:
+    """Who sends, as the call and the environment say it and completed where they do not."""
     said = Resource.create()
-    ours: dict[str, str | int] = {
+    ours: dict[str, str | bool | int | float] = {
         "service.instance.id": str(uuid.uuid4()),
         "host.name": socket.gethostname(),
         "process.pid": os.getpid(),
     }
     ours = {key: value for key, value in ours.items() if key not in said.attributes}
+    if str(said.attributes.get("service.name", "unknown_service")).startswith("unknown_service"):
+        ours["service.name"] = "inferscope"
+    ours |= attributes
     if service_name:
         ours["service.name"] = service_name
-    elif str(said.attributes.get("service.name", "unknown_service")).startswith("unknown_service"):
-        ours["service.name"] = "inferscope"
     return said.merge(Resource(ours))
 
 
-def _sender(endpoint: str | None, protocol: str, headers: dict[str, str]) -> CountingExporter:
-    if protocol not in {"grpc", "http/protobuf"}:
-        raise SettingError(f'protocol={protocol!r}: expected "grpc" or "http/protobuf"')
-    address, target = (None, "as OTEL_EXPORTER_OTLP_* say") if endpoint is None else _address(endpoint)
-    timeout_s = _timeout_s()
-    try:
-        build = _grpc if protocol == "grpc" else _http
-        return CountingExporter(build(address, headers, timeout_s), target=target)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"sending over {protocol} needs the OTLP exporters: install inferscope with its extra [otlp]"
-        ) from error
+def _checked_attributes(
+    attributes: Mapping[str, str | bool | int | float],
+) -> dict[str, str | bool | int | float]:
+    for name, value in attributes.items():
+        if not isinstance(name, str) or not name or not isinstance(value, str | bool | int | float):
+            raise SettingError(
+                f"resource_attributes={{{name!r}: {value!r}}}: expected names and text, numbers or true and false"
+            )
+    return dict(attributes)
 
 
-def _timeout_s() -> float:
-    """What one export may take: what the standard variables say, where they do."""
-    name = next((name for name in _TIMEOUT_VARIABLES if os.environ.get(name)), None)
-    if name is None:
-        return EXPORT_TIMEOUT_S
-    try:
-        timeout_s = float(os.environ[name])
-    except ValueError:
-        timeout_s = 0.0
-    if not 0 < timeout_s < float("inf"):
-        raise SettingError(f"{name}={os.environ[name]!r}: expected seconds")
-    return timeout_s
-
-
-def _address(endpoint: str) -> tuple[str, str]:
-    """The full address and what of it may be logged: no user, no password."""
-    address = endpoint if "://" in endpoint else f"http://{endpoint}"
-    try:
-        parts = urlsplit(address)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise SettingError(f"endpoint={endpoint!r}: expected an address such as http://localhost:4317")
-    return address, parts.hostname + (f":{port}" if port else "")
-
-
-def _grpc(address: str | None, headers: dict[str, str], timeout_s: float) -> SpanExporter:
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
-
-    # gRPC takes names of headers in lower case only.
-    lowered = {name.lower(): value for name, value in headers.items()}
-    return OTLPSpanExporter(endpoint=address, headers=lowered or None, timeout=timeout_s)
-
-
-def _http(address: str | None, headers: dict[str, str], timeout_s: float) -> SpanExporter:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
-
-    if address is not None and urlsplit(address).path in {"", "/"}:
-        address = f"{address.rstrip('/')}/v1/traces"
-    return OTLPSpanExporter(endpoint=address, headers=headers or None, timeout=timeout_s)
+def _checked_every(every_s: float | None) -> float | None:
+    if every_s is None or (isinstance(every_s, int | float) and 0 <= every_s < float("inf")):
+        return every_s
+    raise SettingError(f"metrics_every_s={every_s!r}: expected seconds, or 0 for no metrics")

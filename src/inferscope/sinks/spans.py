@@ -35,14 +35,16 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer, TracerProvider
 
     from inferscope.analysis.verdict import Result
-    from inferscope.records import GenerationRecord, PhaseRecord
+    from inferscope.records import GenerationRecord, PassSample, PhaseRecord
 
-__all__ = ["SpanSink"]
+__all__ = ["MAX_PASS_SPANS", "SpanSink"]
 
 # The second is Traceloop's, set by frameworks that already report the same call as a model span.
 _SUPPRESSION_KEYS = (_SUPPRESS_INSTRUMENTATION_KEY, "suppress_language_model_instrumentation")
 _UNDECIDED = (ProxyTracerProvider, NoOpTracerProvider)
 _WORST_PASSES = 3
+MAX_PASS_SPANS = 256
+"""Spans of passes in one request, where every pass is kept; the earliest of them."""
 _REMEMBERED = 256
 
 
@@ -57,10 +59,10 @@ class RootSpan(NamedTuple):
 
     span: Span
     recording: bool
-    ids: tuple[int, int]
+    ids: tuple[int, int] | None
 
 
-_UNTRACED = RootSpan(trace.INVALID_SPAN, recording=False, ids=(0, 0))
+_UNTRACED = RootSpan(trace.INVALID_SPAN, recording=False, ids=None)
 
 
 class SpanSink:
@@ -69,8 +71,10 @@ class SpanSink:
     The spans go to the caller's tracer provider and hang under the span that was current when `generate` was
     entered. A request that is not sampled, or whose context suppresses instrumentation, becomes nothing.
 
-    The ids of the latest 256 requests are kept, so that a `LogSink` running after this sink can carry them:
-    results are immutable and do not know of spans.
+    Where every pass was kept (`detail="passes"`), each of the first 256 becomes a span below its phase.
+
+    The places of the latest 256 requests' spans are kept, so that a `LogSink` or a `MetricSink` running after this
+    sink can tell them: results are immutable and do not know of spans.
     """
 
     def __init__(
@@ -87,7 +91,7 @@ class SpanSink:
         self._operation = operation
         self._roots: dict[str, RootSpan] = {}
         self._lock = threading.Lock()
-        self._contexts: OrderedDict[str, SpanContext] = OrderedDict()
+        self._places: OrderedDict[str, dict[str | None, SpanContext]] = OrderedDict()
 
     def begin(
         self, request_id: str, started_unix_ns: int, context: object, model_name: str, options: Mapping[str, Any]
@@ -161,9 +165,11 @@ class SpanSink:
             if record.status == "aborted":
                 root.set_status(Status(StatusCode.ERROR, record.error_type))
             _link_contenders(root, record)
-            self._remember(record.request_id, root.get_span_context())
+            places: dict[str | None, SpanContext] = {None: root.get_span_context()}
+            self._remember(record.request_id, places)
+            passes = _passes_of(record)
             for phase in record.phases:
-                self._phase_span(root, result, phase)
+                places.setdefault(phase.name, self._phase_span(root, result, phase, passes))
         finally:
             root.end(end_unix_ns)
 
@@ -173,8 +179,17 @@ class SpanSink:
         Args:
             request_id: The record's.
         """
+        return self.phase_span_context(request_id, None)
+
+    def phase_span_context(self, request_id: str, phase: str | None) -> SpanContext | None:
+        """The span of a phase of one of the latest requests; None where there is none.
+
+        Args:
+            request_id: The record's.
+            phase: Its name; None for the request's own span.
+        """
         with self._lock:
-            return self._contexts.get(request_id)
+            return self._places.get(request_id, {}).get(phase)
 
     def span_ids(self, request_id: str) -> tuple[str, str] | None:
         """Trace id (32 hexadecimal digits) and span id (16) of a request's span; None where it has none.
@@ -187,9 +202,15 @@ class SpanSink:
             return None
         return trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
 
-    def _phase_span(self, root: Span, result: Result, phase: PhaseRecord) -> None:
+    def _phase_span(
+        self, root: Span, result: Result, phase: PhaseRecord, passes: Mapping[str, list[PassSample]]
+    ) -> SpanContext:
         zero_unix_ns = result.record.started_unix_ns
-        subject = semconv.PhaseSubject(phase=phase, verdict=result.diagnosis.phase(phase.name))
+        subject = semconv.PhaseSubject(
+            phase=phase,
+            verdict=result.diagnosis.phase(phase.name),
+            shown=len(passes[phase.name]) if phase.name in passes else None,
+        )
         span = self._tracer.start_span(
             phase.name,
             context=trace.set_span_in_context(root, Context()),
@@ -203,14 +224,42 @@ class SpanSink:
                 span.add_event(
                     semconv.WORST_PASS_EVENT, values(semconv.WORST_PASS, worst), timestamp=zero_unix_ns + moment_ns
                 )
+            for sample in passes.get(phase.name, ()):
+                self._pass_span(span, zero_unix_ns, phase, sample)
         finally:
             span.end(zero_unix_ns + _end_ns(phase))
+        return span.get_span_context()
 
-    def _remember(self, request_id: str, context: SpanContext) -> None:
+    def _pass_span(self, parent: Span, zero_unix_ns: int, phase: PhaseRecord, sample: PassSample) -> None:
+        start_ns = min(max(sample.start_ns, phase.start_ns), _end_ns(phase))
+        span = self._tracer.start_span(
+            semconv.PASS_SPAN,
+            context=trace.set_span_in_context(parent, Context()),
+            kind=SpanKind.INTERNAL,
+            attributes=values(semconv.PASS, sample),
+            start_time=zero_unix_ns + start_ns,
+        )
+        span.end(zero_unix_ns + min(start_ns + max(sample.host_ns, 0), _end_ns(phase)))
+
+    def _remember(self, request_id: str, places: dict[str | None, SpanContext]) -> None:
         with self._lock:
-            self._contexts[request_id] = context
-            while len(self._contexts) > _REMEMBERED:
-                self._contexts.popitem(last=False)
+            self._places[request_id] = places
+            while len(self._places) > _REMEMBERED:
+                self._places.popitem(last=False)
+
+
+def _passes_of(record: GenerationRecord) -> dict[str, list[PassSample]]:
+    """The passes that get spans of their own, by phase: the earliest; nothing where passes were not kept."""
+    if not record.pass_samples:
+        return {}
+    found: dict[str, list[PassSample]] = {phase.name: [] for phase in record.phases}
+    shown = 0
+    for sample in record.pass_samples:
+        phase = sample.name.partition("/")[0]
+        if phase in found and shown < MAX_PASS_SPANS:
+            found[phase].append(sample)
+            shown += 1
+    return found
 
 
 def _end_ns(phase: PhaseRecord) -> int:
@@ -233,6 +282,7 @@ def asked_of(options: Mapping[str, Any]) -> RequestOptions:
         top_p=said("top_p"),
         top_k=said("top_k"),
         num_beams=said("num_beams"),
+        seed=seed if isinstance(seed := said("seed"), int) else None,
         streaming=options.get("streamer") is not None,
     )
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import logging
+from dataclasses import replace
+
 import pytest
 import structlog
 from structlog.testing import LogCapture
@@ -42,10 +46,61 @@ def test_one_event_says_what_matters(events):
     ]
 
 
-def test_an_aborted_request_is_a_warning(events):
-    LogSink()(make_result(record=make_record(status="aborted", error_type="KeyboardInterrupt")))
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "CancelledError", "GeneratorExit", "cancelled"])
+def test_a_cancelled_request_is_a_warning(events, error):
+    LogSink()(make_result(record=make_record(status="aborted", error_type=error)))
     (event,) = events
-    assert (event["log_level"], event["status"], event["error_type"]) == ("warning", "aborted", "KeyboardInterrupt")
+    assert (event["log_level"], event["status"], event["error_type"]) == ("warning", "aborted", error)
+
+
+@pytest.mark.parametrize("error", ["OutOfMemoryError", "ValueError", None])
+def test_a_failed_request_is_an_error(events, error):
+    LogSink()(make_result(record=make_record(status="aborted", error_type=error)))
+    assert [event["log_level"] for event in events] == ["error"]
+
+
+def test_a_finding_that_warns_makes_a_warning(events):
+    result = make_result()
+    warning = replace(result.findings[0], severity="WARN")
+    LogSink()(replace(result, findings=(*result.findings, warning)))
+    assert [event["log_level"] for event in events] == ["warning"]
+
+
+@pytest.mark.parametrize("renderer", [structlog.processors.JSONRenderer(), structlog.dev.ConsoleRenderer(colors=False)])
+def test_a_request_is_one_line_for_people_or_machines_as_configured(renderer, capsys):
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+
+    spans = SpanSink(tracer_provider=TracerProvider(shutdown_on_exit=False))
+    spans(make_result())
+    before = structlog.get_config(), structlog.is_configured()
+    structlog.configure(processors=[structlog.processors.add_log_level, renderer])
+    try:
+        LogSink(spans=spans)(make_result())
+    finally:
+        structlog.reset_defaults()
+        if before[1]:
+            structlog.configure(**before[0])
+    (line,) = capsys.readouterr().out.splitlines()
+    trace_id, span_id = spans.span_ids("00c0ffee00c0ffee")
+    assert trace_id in line
+    assert span_id in line
+    if isinstance(renderer, structlog.processors.JSONRenderer):
+        assert json.loads(line)["decode_bound"] == "memory"
+
+
+def test_the_standard_librarys_logging_is_left_alone(caplog, capsys):
+    def state():
+        loggers = [logging.getLogger(), *(logging.getLogger(name) for name in sorted(logging.root.manager.loggerDict))]
+        return [(one.name, one.level, tuple(one.handlers), tuple(one.filters), one.propagate) for one in loggers]
+
+    before = state()
+    with caplog.at_level(logging.DEBUG):
+        inside = state()
+        LogSink()(make_result())
+        LogSink()(make_result(record=make_record(status="aborted", error_type="ValueError")))
+        assert state() == inside
+    assert state() == before
+    assert caplog.records == []
 
 
 def test_what_is_unknown_is_left_out(events):

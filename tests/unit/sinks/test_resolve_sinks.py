@@ -9,6 +9,7 @@ from inferscope.errors import CacheUnwritableError, SinkError
 from inferscope.sinks.base import resolve_sink, resolve_sinks
 from inferscope.sinks.jsonl import JsonlSink
 from inferscope.sinks.log import LogSink
+from inferscope.sinks.metrics import MetricSink
 from inferscope.sinks.spans import SpanSink
 from inferscope.testing import CapturingSink
 
@@ -20,7 +21,8 @@ def test_a_callable_is_its_own_sink():
 
 
 def test_names_stand_for_sinks(tmp_path):
-    assert isinstance(resolve_sink("otel"), SpanSink)
+    assert isinstance(resolve_sink("otel:traces"), SpanSink)
+    assert isinstance(resolve_sink("otel:metrics"), MetricSink)
     assert isinstance(resolve_sink("log"), LogSink)
     records = resolve_sink(f"jsonl:{tmp_path}/a:b.jsonl")
     assert isinstance(records, JsonlSink)
@@ -59,8 +61,24 @@ def test_log_events_get_the_spans_of_the_same_list_and_spans_run_first():
     assert isinstance(sinks[1], LogSink)
     assert sinks[1].spans is sinks[0]
     assert sinks[2] is collected
+    assert isinstance(sinks[3], MetricSink)
+    assert sinks[3].spans is sinks[0]
     (alone,) = resolve_sinks(["log"])
     assert alone.spans is None
+
+
+def test_otel_stands_for_spans_and_metrics_and_each_can_be_had_alone():
+    assert [type(sink) for sink in resolve_sinks(["otel"])] == [SpanSink, MetricSink]
+    (spans,) = resolve_sinks(["otel:traces"])
+    (metrics,) = resolve_sinks(["otel:metrics"])
+    assert (type(spans), type(metrics), metrics.spans) == (SpanSink, MetricSink, None)
+
+
+def test_a_sink_that_was_given_its_spans_keeps_them():
+    own = SpanSink()
+    log, metrics = LogSink(spans=own), MetricSink(spans=own)
+    resolve_sinks([log, metrics, "otel:traces"])
+    assert log.spans is metrics.spans is own
 
 
 def test_opentelemetry_loads_only_where_spans_are_asked_for():

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import fields, replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -23,11 +24,13 @@ from inferscope.records import (
     DeviceTime,
     GenerationRecord,
     OperatorTime,
+    PassSample,
+    QuantileSketch,
     RequestOptions,
     WorstPass,
 )
 from inferscope.sinks import semconv
-from inferscope.sinks.spans import SpanSink
+from inferscope.sinks.spans import MAX_PASS_SPANS, SpanSink
 from inferscope.testing import make_record, make_result
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "span_attributes.json"
@@ -61,7 +64,9 @@ def recorder():
 def full_result():
     """A result in which everything that a row reads is known."""
     record = make_record(
-        options=RequestOptions(max_new_tokens=16, temperature=1, top_p=0.9, top_k=50, num_beams=2, streaming=True),
+        options=RequestOptions(
+            max_new_tokens=16, temperature=1, top_p=0.9, top_k=50, num_beams=2, seed=7, streaming=True
+        ),
         status="aborted",
         error_type="KeyboardInterrupt",
         notes=("device time unknown: no CUDA device",),
@@ -101,7 +106,8 @@ def test_no_row_of_the_tables_is_dead(recorder):
     assert set(root.attributes) == {row.name for row in (*semconv.REQUEST_START, *semconv.REQUEST_END)}
     unseen = {row.name for row in semconv.PHASE} - set(prefill.attributes) - set(decode.attributes)
     others = {"encode", "verify", "draft", "mixed", "unknown"}
-    assert unseen == {f"gen_ai.latency.time_in_model_{name}" for name in others}
+    # The last is only where passes have spans.
+    assert unseen == {f"gen_ai.latency.time_in_model_{name}" for name in others} | {"inferscope.passes.cut"}
     assert set(decode.events[0].attributes) == {row.name for row in semconv.WORST_PASS}
     assert set(root.links[0].attributes) == {row.name for row in semconv.CONTENDER}
     assert root.links[0].context.trace_id == 1
@@ -374,3 +380,90 @@ def test_a_phase_whose_device_works_on_ends_where_the_device_does(recorder):
     result = make_result(record=replace(record, phases=(prefill, replace(decode, device=device))))
     _, last, root = recorder.emit(result)
     assert last.end_time == root.end_time == record.started_unix_ns + late_ns
+
+
+def pass_samples(record, decoded):
+    """One prefill pass and so many of decode, evenly over the phase."""
+    prefill, decode = record.phases
+    step_ns = decode.wall_ns // decoded
+    device = DeviceTime(low_ns=1_000, high_ns=2_000, provenance="bound")
+    first = PassSample(
+        name="prefill/chunk", start_ns=prefill.start_ns, host_ns=10, q_len=32, past_len=0, batch_size=1, pass_tokens=40
+    )
+    return (
+        first,
+        *(
+            PassSample(
+                name="decode",
+                start_ns=decode.start_ns + index * step_ns,
+                host_ns=step_ns // 2,
+                q_len=1,
+                past_len=32 + index,
+                batch_size=1,
+                device=device,
+            )
+            for index in range(decoded)
+        ),
+    )
+
+
+def test_kept_passes_become_spans_below_their_phase_up_to_a_cap(recorder):
+    record = make_record()
+    decode = replace(record.phases[1], passes=4000)
+    record = replace(record, phases=(record.phases[0], decode), pass_samples=pass_samples(record, 4000))
+    spans = recorder.emit(make_result(record=record))
+    passes = [span for span in spans if span.name == semconv.PASS_SPAN]
+    by_name = {span.name: span for span in spans}
+    assert len(passes) == MAX_PASS_SPANS == len(spans) - 3
+    assert by_name["prefill"].attributes["inferscope.passes.cut"] == 0
+    assert by_name["decode"].attributes["inferscope.passes.cut"] == 4000 - (MAX_PASS_SPANS - 1)
+    first, second = passes[:2]
+    assert first.parent.span_id == by_name["prefill"].context.span_id
+    assert {span.parent.span_id for span in passes[1:]} == {by_name["decode"].context.span_id}
+    assert set(first.attributes) | set(second.attributes) == {row.name for row in semconv.PASS}
+    assert (second.attributes["inferscope.pass.name"], second.attributes["inferscope.pass.past_len"]) == ("decode", 32)
+    for span in passes[1:]:
+        assert by_name["decode"].start_time <= span.start_time <= span.end_time <= by_name["decode"].end_time
+
+
+def test_without_kept_passes_there_are_none(recorder):
+    spans = recorder.emit(make_result())
+    assert [span.name for span in spans[:2]] == ["prefill", "decode"]
+    assert "inferscope.passes.cut" not in spans[1].attributes
+
+
+def test_the_spans_of_phases_can_be_asked_for(recorder):
+    sink = SpanSink(tracer_provider=recorder.provider)
+    sink(make_result())
+    prefill, decode, root = recorder._exporter.get_finished_spans()
+    for phase, span in ((None, root), ("prefill", prefill), ("decode", decode)):
+        assert sink.phase_span_context("00c0ffee00c0ffee", phase) == span.context
+    assert sink.phase_span_context("00c0ffee00c0ffee", "verify") is None
+    assert sink.phase_span_context("f" * 16, None) is None
+
+
+def test_a_request_of_32k_tokens_is_at_most_five_spans_and_64_kib():
+    encoder = pytest.importorskip("opentelemetry.exporter.otlp.proto.common.trace_encoder")
+    recorder, number, random = Recorder(), 32_768, Random(0)
+    gaps = QuantileSketch.of(int(random.lognormvariate(16, 1)) for _ in range(number))
+    full = full_result()
+    worst = tuple(WorstPass(index=i, start_ns=i, cycle_ns=9, cause="gc", excess_ns=1) for i in range(8))
+    phases = tuple(
+        replace(full.record.phases[1], name=name, passes=number, tokens=number, pass_ns=gaps, worst=worst)
+        for name in ("prefill", "decode", "verify", "draft")
+    )
+    contender = full.record.contended_with[0]
+    record = replace(
+        full.record,
+        phases=phases,
+        itl_ns=gaps,
+        output_tokens=number,
+        finish_reasons=("length",) * number,
+        contended_with=(contender,) * 8,
+        notes=("n" * 600,) * 9,
+        model=replace(full.record.model, name="m" * 600),
+    )
+    verdicts = tuple(replace(full.diagnosis.phases[1], name=phase.name) for phase in phases)
+    spans = recorder.emit(replace(full, record=record, diagnosis=replace(full.diagnosis, phases=verdicts)))
+    assert len(spans) == 5
+    assert encoder.encode_spans(spans).ByteSize() <= 64 * 1024
