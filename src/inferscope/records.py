@@ -527,6 +527,7 @@ class GenerationRecord:
         contended_with: The other requests behind `contended_ns`, largest overlap first, at most eight.
         output_digest: Of the new tokens' ids, 32 hexadecimal digits: equal where the output is. None where that was
             not asked for (INFERSCOPE_OUTPUT_DIGEST), or reading them would sync the device.
+        labels: (name, value) of what an experiment that made the request on purpose says of it; () for others.
     """
 
     schema: int = SCHEMA
@@ -559,6 +560,7 @@ class GenerationRecord:
     rank: int | None = None
     contended_with: tuple[Contender, ...] = ()
     output_digest: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def acceptance_share(self) -> float | None:
