@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL",
+    "BATCHING_ENTRANCE",
     "CONTINUOUS",
     "DRAFT_LAYERS",
     "GENERATION",
@@ -112,6 +113,8 @@ CONTINUOUS = {
     "read, ahead": _batching("input_outputs", "ContinuousBatchingAsyncIOs", "prepare_batch_update"),
 }
 """Of continuous batching, which is watched where all of them are there, and else not at all."""
+BATCHING_ENTRANCE = _batching("continuous_api", "ContinuousMixin", "init_continuous_batching", None)
+"""Where a model gets its manager, before anything is added to it."""
 ALL = (*GENERATION.values(), *CONTINUOUS.values())
 
 
