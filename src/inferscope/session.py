@@ -119,13 +119,14 @@ class _Inbox:
         if self._sample_rate < 1 and random.random() >= self._sample_rate:  # noqa: S311 - a sample, not a secret
             return None
         context = self._context if context is None else context
-        skip, span_ids = self._skippable, None
+        span_ids, said, wanted = None, False, False
         for sink in self._sinks:
             root = sink.begin(request_id, started_unix_ns, context, self._model_name, options)
-            skip = skip and root is not None and not root.recording
-            if root is not None and root.recording and span_ids is None:
-                span_ids = root.ids
-        if skip:
+            if root is not None:
+                said, wanted = True, wanted or root.recording
+                span_ids = root.ids if root.recording and span_ids is None else span_ids
+        # A sink without a say decides nothing: where none has any, the request of a model that was named is observed.
+        if self._skippable and not wanted and (said or self.gives_way):
             self.abandon(request_id)
             return None
         return Begun(context, span_ids)
@@ -396,9 +397,6 @@ class _EveryInbox(_Inbox):
         if begun is None:
             kept = Begun(self._context if context is None else context, claims=False, tells=False)
             return kept if self._keeps else None
-        if self._skippable and begun.span_ids is None and not self._keeps:
-            self.abandon(request_id)  # no provider is set: there is nobody to tell
-            return None
         return begun
 
 
