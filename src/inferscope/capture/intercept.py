@@ -117,6 +117,11 @@ class Attachment:
         self._module = weakref.ref(module)
         self._receiver: Receiver | None = receiver
 
+    @property
+    def gone(self) -> bool:
+        """Whether the model has been freed."""
+        return self._module() is None
+
     def finish_loop(self) -> None:
         """The hand-written loop of this thread, if there is one, is over."""
         try:
@@ -160,25 +165,35 @@ class EveryAttachment:
     def __init__(self, receiver_of: Callable[[torch.nn.Module], Receiver]) -> None:
         """Remember who makes the receivers; `attach_every` does the work."""
         self._receiver_of = receiver_of
-        self._attached: weakref.WeakKeyDictionary[object, Attachment] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakSet[object] = weakref.WeakSet()
+        self._attachments: list[Attachment] = []
 
     def admit(self, module: torch.nn.Module) -> None:
         """A model begins a request: from now on it is observed."""
-        if module in self._attached:
+        if module in self._known:
             return
         with _lock:
-            if module not in self._attached and self in _everywhere:
-                self._attached[module] = attach(module, self._receiver_of(module))
+            if module not in self._known and self in _everywhere:
+                self._forget_gone()
+                self._attachments.append(attach(module, self._receiver_of(module)))
+                self._known.add(module)
 
     def detach(self) -> None:
         """Take in no more models, and leave those that are observed. Safe to call twice."""
         global _everywhere  # noqa: PLW0603 - replaced as a whole, so that readers need no lock
         with _lock:
             _everywhere = tuple(kept for kept in _everywhere if kept is not self)
-            for attachment in list(self._attached.values()):
+            for attachment in self._attachments:
                 attachment.detach()
-            self._attached.clear()
+            self._attachments.clear()
             seams.release(_needed_seams())
+
+    def _forget_gone(self) -> None:
+        """A server that loads one model after the other: what is kept for those that were freed goes."""
+        for attachment in self._attachments:
+            if attachment.gone:
+                attachment.detach()
+        self._attachments = [kept for kept in self._attachments if not kept.gone]
 
 
 class _Observed:
