@@ -7,6 +7,7 @@ raises them.
 from __future__ import annotations
 
 import atexit
+import builtins
 import contextlib
 import importlib.machinery
 import importlib.util
@@ -139,7 +140,7 @@ def _main_module(
 ) -> ModuleType:
     main = ModuleType("__main__")
     main.__dict__.update(__file__=file, __package__=package, __loader__=loader, __spec__=spec, __cached__=None)
-    main.__dict__["__builtins__"] = __builtins__
+    main.__dict__["__builtins__"] = builtins
     return main
 
 
