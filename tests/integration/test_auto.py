@@ -168,11 +168,14 @@ def test_spans_hang_where_the_caller_is_and_requests_without_one_stand_alone(wat
         thread.start()
         assert len("".join(streamer).split()) == 3
         thread.join()
-    thread = threading.Thread(target=llama.generate, args=(prompt,), kwargs={"max_new_tokens": 2})
+        other = build_llama(transformers, num_hidden_layers=1)
+        other.generate(prompt, max_new_tokens=2)
+    thread = threading.Thread(target=other.generate, args=(prompt,), kwargs={"max_new_tokens": 2})
     thread.start()
     thread.join()
-    streamed, alone = watched.roots()
+    streamed, direct, alone = watched.roots()
     assert streamed.parent.span_id == handler.get_span_context().span_id  # the very first request, in a thread
+    assert direct.parent.span_id == handler.get_span_context().span_id
     assert alone.parent is None  # it belongs to nobody, least of all to who came first
 
 
@@ -205,7 +208,7 @@ def test_baggage_is_the_same_within_and_after(watched, llama, prompt):
     assert "blue" not in str(dict(root.attributes))  # whose it is, is not ours to tell
 
 
-def test_continuous_batching_is_observed_from_the_first_request(watched, llama, prompt, transformers):
+def test_continuous_batching_is_observed_even_where_its_manager_was_there_before(llama, prompt, transformers):
     config = getattr(transformers, "ContinuousBatchingConfig", None)
     if config is None or "page_size" not in inspect.signature(config).parameters:
         pytest.skip("continuous batching of this version has other parts")
@@ -213,15 +216,16 @@ def test_continuous_batching_is_observed_from_the_first_request(watched, llama, 
         generation_config=transformers.GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=3),
         continuous_batching_config=config(max_batch_tokens=16, num_blocks=64, page_size=16),
     )
-    manager.add_request(prompt[0].tolist(), request_id="one")
-    manager.start()
-    try:
-        while (output := manager.get_result(timeout=30)) is not None and not output.is_finished():
-            pass
-        assert len(output.generated_tokens) == 3
-    finally:
-        manager.stop(block=True)
-    (root,) = watched.roots()
+    with Watched() as watched:
+        manager.add_request(prompt[0].tolist(), request_id="one")
+        manager.start()
+        try:
+            while (output := manager.get_result(timeout=30)) is not None and not output.is_finished():
+                pass
+            assert len(output.generated_tokens) == 3
+        finally:
+            manager.stop(block=True)
+        (root,) = watched.roots()
     assert root.attributes["gen_ai.usage.output_tokens"] == 3
 
 

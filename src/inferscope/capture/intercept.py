@@ -170,7 +170,8 @@ class EveryAttachment:
 
     def admit(self, module: torch.nn.Module) -> None:
         """A model begins a request: from now on it is observed."""
-        if module in self._known:
+        # What is wrapped round another model hands its `generate` on, and that one is the model.
+        if module in self._known or target_of(module) is not module:
             return
         with _lock:
             if module not in self._known and self in _everywhere:
@@ -392,11 +393,11 @@ def _entrances() -> Iterator[Seam]:
     yield mixin, "__init_subclass__", _around_subclassing
     for owner in (mixin, *_below(mixin)):
         yield from _entrance(owner)
-    streamer = versions.GENERATION["streamer"]
-    for place, around in ((streamer, _around_streamer_init), (versions.BATCHING_ENTRANCE, _around_entrance)):
-        found = versions.found(place)
-        if found is not None:
-            yield found, place.name, _calling(around)
+    place = versions.GENERATION["streamer"]
+    streamer = versions.found(place)
+    if streamer is not None:
+        yield streamer, place.name, _calling(_around_streamer_init)
+    yield from continuous.seams(_begin_queued, _registry.__contains__)
 
 
 def _entrance(owner: type) -> Iterator[Seam]:
@@ -435,13 +436,6 @@ def _look_at(cls: type) -> None:
             seams.wrap(_entrance(cls))
         finally:
             _lock.release()
-
-
-def _around_entrance(
-    wrapped: Callable[..., Any], instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:  # noqa: ANN401 - passed through
-    _admit(instance)
-    return wrapped(*args, **kwargs)
 
 
 def _admit(instance: Any) -> None:  # noqa: ANN401 - a model

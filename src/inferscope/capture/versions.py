@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL",
-    "BATCHING_ENTRANCE",
     "CONTINUOUS",
     "DRAFT_LAYERS",
     "GENERATION",
@@ -113,8 +112,6 @@ CONTINUOUS = {
     "read, ahead": _batching("input_outputs", "ContinuousBatchingAsyncIOs", "prepare_batch_update"),
 }
 """Of continuous batching, which is watched where all of them are there, and else not at all."""
-BATCHING_ENTRANCE = _batching("continuous_api", "ContinuousMixin", "init_continuous_batching", None)
-"""Where a model gets its manager, before anything is added to it."""
 ALL = (*GENERATION.values(), *CONTINUOUS.values())
 
 
