@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from inferscope.experiments.lint import LintReport as LintReport
     from inferscope.experiments.lint import lint as lint
     from inferscope.hardware.calibration import calibrate as calibrate
+    from inferscope.integrations.auto import InferscopeInstrumentor as InferscopeInstrumentor
     from inferscope.monitor import BottleneckMonitor as BottleneckMonitor
     from inferscope.records import GenerationRecord as GenerationRecord
     from inferscope.session import Instrumentation as Instrumentation
@@ -51,6 +52,7 @@ _PLACES = {
     "Finding": "analysis.verdict",
     "GenerationRecord": "records",
     "InferscopeError": "errors",
+    "InferscopeInstrumentor": "integrations.auto",
     "Instrumentation": "session",
     "LintReport": "experiments.lint",
     "MemoryAccount": "analysis.memory",
@@ -80,6 +82,7 @@ __all__ = [
     "Finding",
     "GenerationRecord",
     "InferscopeError",
+    "InferscopeInstrumentor",
     "Instrumentation",
     "LintReport",
     "MemoryAccount",

@@ -21,6 +21,7 @@ __all__ = [
     "NotAModelError",
     "NothingToCompareError",
     "RecordFormatError",
+    "ScriptError",
     "SettingError",
     "SinkError",
     "UnknownDeviceError",
@@ -81,6 +82,12 @@ class RecordFormatError(InferscopeError, ValueError):
     """A record file cannot be read: the message names the file and the line."""
 
     slug = "record-format"
+
+
+class ScriptError(InferscopeError, ValueError):
+    """A program that is to be run is not there, or is not Python."""
+
+    slug = "script-unusable"
 
 
 class CostUnavailableError(InferscopeError, ValueError):

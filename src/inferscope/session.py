@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from inferscope.sinks.base import Sink
     from inferscope.specs import CostTerms
 
-__all__ = ["Instrumentation", "Result", "Session", "diagnose", "instrument", "trace"]
+__all__ = ["EverySession", "Instrumentation", "Result", "Session", "diagnose", "instrument", "observe_every", "trace"]
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -88,14 +88,23 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 class _Inbox:
     """What capture hands finished requests to, on the generating thread."""
 
-    def __init__(self, session: Session, settings: Settings, sinks: tuple[Sink, ...], model_name: str) -> None:
+    gives_way = False
+
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        sinks: tuple[Sink, ...],
+        model_name: str,
+        context: object | None = None,
+    ) -> None:
         self._session = session
         self._sample_rate = settings.sample_rate
         self._sinks = [sink for sink in sinks if isinstance(sink, EarlySink)]
         self._skippable = bool(sinks) and len(self._sinks) == len(sinks)
         self._model_name = model_name
         # A thread starts without a context: what it generates belongs where tracing began.
-        self._context = _ambient_context()
+        self._context = _ambient_context() if context is None else context
         self.keep_samples = settings.detail == "passes"
         self.keep_digest = settings.output_digest
         self.plug_every = settings.plug_every
@@ -103,7 +112,13 @@ class _Inbox:
         self.ranges = find_ranges() if settings.nvtx else None
 
     def begin(
-        self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
+        self,
+        request_id: str,
+        started_unix_ns: int,
+        context: object | None,
+        options: Mapping[str, Any],
+        claimed: bool,  # noqa: ARG002, FBT001 - whoever traces a model by name wants its requests, whoever else does
+        /,
     ) -> Begun | None:
         if self._sample_rate < 1 and random.random() >= self._sample_rate:  # noqa: S311 - a sample, not a secret
             return None
@@ -118,8 +133,8 @@ class _Inbox:
             if root is not None:
                 said, wanted = True, wanted or root.recording
                 span_ids = root.ids if root.recording and span_ids is None else span_ids
-        # A sink without a say decides nothing: where none has any, the request is observed.
-        if self._skippable and said and not wanted:
+        # A sink without a say decides nothing: where none has any, the request of a model that was named is observed.
+        if self._skippable and not wanted and (said or self.gives_way):
             self.abandon(request_id)
             return None
         return Begun(context, span_ids)
@@ -324,11 +339,15 @@ class Session:
         result = self._judge(record, begun.context)
         _PIPELINE.breathe()
         self._results.append(result)
-        for sink in self._sinks:
+        for sink in self._told(begun):
             try:
                 sink(result)
             except Exception as error:  # noqa: BLE001 - a sink's fault is said once and costs the others nothing
                 _say_sink_failed(sink, error)
+
+    def _told(self, begun: Begun) -> tuple[Sink, ...]:  # noqa: ARG002 - not all sessions tell all
+        """The sinks that get the result of a request."""
+        return self._sinks
 
     def _judge(self, record: GenerationRecord, parent_context: object | None) -> Result:
         if not self._device_known:
@@ -351,6 +370,94 @@ class Session:
 
 def _say_sink_failed(sink: Sink, error: Exception) -> None:
     notices.warn("sink-failed", f"a sink raised {type(error).__name__}: {error}", sink=repr(sink))
+
+
+class _EveryInbox(_Inbox):
+    """The inbox of a session that observes every model."""
+
+    gives_way = True
+
+    def __init__(
+        self,
+        session: EverySession,
+        settings: Settings,
+        outlets: tuple[Sink, ...],
+        model_name: str,
+        context: object,
+        *,
+        keeps: bool,
+    ) -> None:
+        super().__init__(session, replace(settings, sample_rate=1.0), outlets, model_name, context)
+        self._share = settings.sample_rate
+        self._keeps = keeps
+        self._outlets = outlets
+
+    def begin(
+        self,
+        request_id: str,
+        started_unix_ns: int,
+        context: object | None,
+        options: Mapping[str, Any],
+        claimed: bool,  # noqa: FBT001 - as the protocol has it
+        /,
+    ) -> Begun | None:
+        if self._share < 1 and random.random() >= self._share:  # noqa: S311 - a sample, not a secret
+            return None
+        begun = None
+        if self._outlets and not claimed:
+            begun = super().begin(request_id, started_unix_ns, context, options, claimed)
+        if begun is None:
+            kept = Begun(self._context if context is None else context, claims=False, tells=False)
+            return kept if self._keeps else None
+        return begun
+
+
+class EverySession(Session):
+    """A session of every model of transformers in this process, of models to come, too: see `observe_every`."""
+
+    def __init__(
+        self, *, settings: Settings, device: DeviceSpec | None, keepers: tuple[Sink, ...], outlets: tuple[Sink, ...]
+    ) -> None:
+        """Prepare; nothing is attached before the session is entered."""
+        super().__init__(None, settings=replace(settings, disabled=True), device=device, sinks=(*keepers, *outlets))
+        self._settings = settings
+        self._keepers, self._outlets = keepers, outlets
+        self._every: intercept.EveryAttachment | None = None
+        self._working = False
+
+    def __enter__(self) -> EverySession:
+        """Observe models from their next request on; entering twice is counted."""
+        with self._entering:
+            self._depth += 1
+            if self._depth == 1 and not self._settings.disabled:
+                # What has no span of its own belongs to who started the process, not to whoever asks first.
+                self._process_context = _ambient_context()
+                self._every = intercept.attach_every(self._inbox_of)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave all models and classes as they were."""
+        with self._entering:
+            self._depth -= 1
+            if self._depth == 0 and self._every is not None:
+                self._every.detach()
+                self._every = None
+                if self._working:
+                    self._working = False
+                    _PIPELINE.close()
+
+    def _inbox_of(self, module: object) -> _EveryInbox:
+        if not self._working:  # a program that never generates has no thread of ours
+            self._working = True
+            _PIPELINE.open()
+        name = introspect.name_of(module)
+        keeps = bool(self._keepers)
+        return _EveryInbox(self, self._settings, self._outlets, name, self._process_context, keeps=keeps)
+
+    def _told(self, begun: Begun) -> tuple[Sink, ...]:
+        return self._sinks if begun.tells else self._keepers
 
 
 class Instrumentation:
@@ -563,6 +670,33 @@ def instrument(
             plug_every=plug_every,
             deep_every=deep_every,
         )
+    )
+
+
+def observe_every(*, keepers: Iterable[object] = (), outlets: Iterable[object] = ("otel",)) -> EverySession:
+    """A session of every model of transformers in this process, also of those that are made or loaded later.
+
+    A model is attached to in the moment of its first request; forwards outside of `generate` are not requests here.
+    Enter the session to begin, and exit it to leave models and classes as they were.
+
+    Args:
+        keepers: Sinks that get every result.
+        outlets: Sinks that tell of requests, such as "otel". They leave alone those that the program has traced by
+            itself: nothing is told twice. Without keepers, what no outlet wants is not observed.
+
+    Returns:
+        The session.
+
+    Raises:
+        SinkError: A sink is neither a callable nor a known name.
+        SettingError: An INFERSCOPE_* variable has a value it cannot have.
+        CacheUnwritableError: A record file cannot be written.
+    """
+    return EverySession(
+        settings=Settings.from_environment(),
+        device=None,
+        keepers=resolve_sinks(keepers),
+        outlets=resolve_sinks(outlets),
     )
 
 

@@ -48,10 +48,14 @@ class Begun(NamedTuple):
     Attributes:
         context: The OpenTelemetry context the request belongs to, opaque here.
         span_ids: Trace id and span id of its span; None where it has none.
+        claims: Whether those who observe every model leave telling of it to this receiver.
+        tells: Whether this receiver tells of it, as against only keeping it.
     """
 
     context: object | None = None
     span_ids: tuple[int, int] | None = None
+    claims: bool = True
+    tells: bool = True
 
 
 class Where(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import inferscope
-from inferscope.cli import calibrate, compare, demo, import_ncu, import_nsys, lint, watch
+from inferscope.cli import calibrate, compare, demo, import_ncu, import_nsys, lint, run, watch
 
 __all__ = ["app"]
 
@@ -22,6 +22,7 @@ app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("lint", epilog=lint.EXAMPLES)(lint.lint)
+app.command("run", epilog=run.EXAMPLES, context_settings=run.CONTEXT)(run.run)
 app.command("watch", epilog=watch.EXAMPLES)(watch.watch)
 app.command("import-ncu", epilog=import_ncu.EXAMPLES)(import_ncu.import_ncu)
 app.command("import-nsys", epilog=import_nsys.EXAMPLES)(import_nsys.import_nsys)

@@ -27,6 +27,7 @@ __all__ = [
     "REQUEST_END",
     "REQUEST_START",
     "RESOURCE",
+    "USAGE_ELSEWHERE",
     "WORST_PASS",
     "WORST_PASS_EVENT",
     "AskedSubject",
@@ -40,6 +41,7 @@ _Subject = TypeVar("_Subject")
 
 WORST_PASS_EVENT = "inferscope.worst_pass"  # noqa: S105 - not a password
 PASS_SPAN = "pass"  # noqa: S105 - the same
+USAGE_ELSEWHERE = "inferscope.usage.elsewhere"
 _PHASE_NAMES = ("encode", "prefill", "decode", "verify", "draft", "mixed", "unknown")
 _TOP_FINDINGS = 5
 _TOP_NOTES = 5
@@ -52,10 +54,12 @@ class RequestSubject:
     Attributes:
         result: The request.
         operation: What the caller says it was.
+        usage_elsewhere: The instrumentation whose span reports the same call; None where there is none.
     """
 
     result: Result
     operation: Operation
+    usage_elsewhere: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +129,16 @@ def _wall_s(phases: Iterable[PhaseRecord]) -> float | None:
 def _first_chunk_s(subject: RequestSubject) -> float | None:
     record = subject.result.record
     return None if record.ttft_ns is None or not record.options.streaming else record.ttft_ns / 1e9
+
+
+def _usage(name: str) -> Callable[[RequestSubject], int | None]:
+    """Reader of a token count, which whoever adds them up over a trace must find only once."""
+
+    def read(subject: RequestSubject) -> int | None:
+        tokens: int | None = getattr(subject.result.record, name)
+        return tokens if subject.usage_elsewhere is None else None
+
+    return read
 
 
 def _error(subject: RequestSubject) -> str | None:
@@ -236,11 +250,16 @@ REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
     ),
     Attribute(
         "gen_ai.usage.input_tokens", "int", "{token}", "Prompt tokens over the batch, padding excluded.",
-        _get(f"{_R}.input_tokens"),
+        _usage("input_tokens"),
     ),
     Attribute(
         "gen_ai.usage.output_tokens", "int", "{token}", "New tokens over the batch, padding excluded.",
-        _get(f"{_R}.output_tokens"),
+        _usage("output_tokens"),
+    ),
+    Attribute(
+        USAGE_ELSEWHERE, "string", "",
+        "The instrumentation whose span, linked, reports this call too: `gen_ai.usage.*` is left to it.",
+        _get("usage_elsewhere"),
     ),
     Attribute(
         "gen_ai.response.time_to_first_chunk", "double", "s", "`generate`'s entry to the first token streamed.",
