@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from inferscope.experiments.lint import lint as lint
     from inferscope.hardware.calibration import calibrate as calibrate
     from inferscope.monitor import BottleneckMonitor as BottleneckMonitor
+    from inferscope.analysis.prediction import Prediction as Prediction
+    from inferscope.predicting import model_spec as model_spec
+    from inferscope.predicting import predict as predict
     from inferscope.records import GenerationRecord as GenerationRecord
     from inferscope.session import Instrumentation as Instrumentation
     from inferscope.session import Result as Result
@@ -53,6 +56,7 @@ _PLACES = {
     "MemoryAccount": "analysis.memory",
     "ModelSpec": "specs",
     "PassCost": "analysis.cost",
+    "Prediction": "analysis.prediction",
     "Result": "session",
     "Session": "session",
     "calibrate": "hardware.calibration",
@@ -61,7 +65,9 @@ _PLACES = {
     "instrument": "session",
     "lint": "experiments.lint",
     "memory": "costing",
+    "model_spec": "predicting",
     "phase": "capture.loops",
+    "predict": "predicting",
     "read_records": "sinks.jsonl",
     "setup": "sinks.setup",
     "trace": "session",
@@ -80,6 +86,7 @@ __all__ = [
     "MemoryAccount",
     "ModelSpec",
     "PassCost",
+    "Prediction",
     "Result",
     "Session",
     "__version__",
@@ -89,7 +96,9 @@ __all__ = [
     "instrument",
     "lint",
     "memory",
+    "model_spec",
     "phase",
+    "predict",
     "read_records",
     "setup",
     "trace",

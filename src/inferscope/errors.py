@@ -18,6 +18,7 @@ __all__ = [
     "MissingExtraError",
     "ModelNotFoundError",
     "NotAModelError",
+    "PredictionError",
     "RecordFormatError",
     "SettingError",
     "SinkError",
@@ -85,6 +86,12 @@ class CostUnavailableError(InferscopeError, ValueError):
     """No exact operator count can be made for this model."""
 
     slug = "cost-unavailable"
+
+
+class PredictionError(InferscopeError, ValueError):
+    """Nothing supports the prediction that was asked for."""
+
+    slug = "prediction-unsupported"
 
 
 class ModelNotFoundError(InferscopeError, LookupError):
