@@ -147,9 +147,7 @@ def _anchor(name: str, records: Sequence[GenerationRecord], machine: Machine) ->
     )
 
 
-def _factors(
-    name: str, record: GenerationRecord, machine: Machine
-) -> tuple[float, float, float, float] | None:
+def _factors(name: str, record: GenerationRecord, machine: Machine) -> tuple[float, float, float, float] | None:
     """Factors of device and host, time between passes and before the first; None where a trace does not tell."""
     phase = record.phase(name)
     if phase is None or record.model.cost is None or phase.passes < 1 or phase.ledger.issue_ns <= 0:

@@ -199,9 +199,7 @@ def _with_host(machine: Machine) -> Machine:
     )
 
 
-def _assumptions(
-    device: DeviceSpec, dtype: str, *, measured: bool, kernels: KernelTimes | None
-) -> tuple[str, ...]:
+def _assumptions(device: DeviceSpec, dtype: str, *, measured: bool, kernels: KernelTimes | None) -> tuple[str, ...]:
     if kernels is not None:
         return (f"operator times: measured on {device.name} for this model's shapes, interpolated in between",)
     attention = f"attention reaches {_ATTENTION_SHARE:.0%} of the rate of matrix products"

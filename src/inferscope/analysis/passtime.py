@@ -119,9 +119,7 @@ def _group(group: GroupCost, shape: PassShape, machine: Machine, cost: PassCost)
     needed: dict[str, float] = {"compute": compute_ns} if compute_ns >= memory_ns else {kind: memory_ns}
     if machine.kernels is None:
         return {**needed, "overhead": _kernels(group, machine, cost) * machine.launch_ns}
-    seen_ns = machine.kernels.group_ns(
-        group, batch_size=shape.batch_size, q_len=shape.q_len, kv_len=shape.kv_len
-    )
+    seen_ns = machine.kernels.group_ns(group, batch_size=shape.batch_size, q_len=shape.q_len, kv_len=shape.kv_len)
     if seen_ns is None:
         return needed
     bound, needed_ns = next(iter(needed.items()))
