@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inferscope.analysis.cost import PassCost as PassCost
     from inferscope.analysis.memory import MemoryAccount as MemoryAccount
+    from inferscope.analysis.prediction import Prediction as Prediction
     from inferscope.analysis.verdict import Diagnosis as Diagnosis
     from inferscope.analysis.verdict import Evidence as Evidence
     from inferscope.analysis.verdict import Finding as Finding
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from inferscope.experiments.lint import lint as lint
     from inferscope.hardware.calibration import calibrate as calibrate
     from inferscope.monitor import BottleneckMonitor as BottleneckMonitor
-    from inferscope.analysis.prediction import Prediction as Prediction
     from inferscope.predicting import model_spec as model_spec
     from inferscope.predicting import predict as predict
     from inferscope.records import GenerationRecord as GenerationRecord

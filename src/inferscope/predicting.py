@@ -184,8 +184,12 @@ def _scaled(terms: CostTerms, from_bytes: int, dtype: str) -> CostTerms:
         return value * to_bytes // from_bytes
 
     def entry(one: OperatorTerms) -> OperatorTerms:
-        names = ("weight_bytes", "activation_bytes", "executed_bytes")
-        return replace(one, **{name: tuple(resized(value) for value in getattr(one, name)) for name in names})
+        return replace(
+            one,
+            weight_bytes=tuple(map(resized, one.weight_bytes)),
+            activation_bytes=tuple(map(resized, one.activation_bytes)),
+            executed_bytes=tuple(map(resized, one.executed_bytes)),
+        )
 
     return replace(
         terms,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from inferscope.analysis.cost import GroupCost
 
-__all__ = ["KernelPoint", "KernelTimes", "product_shape"]
+__all__ = ["KernelPoint", "KernelTimes", "Kind", "product_shape"]
 
 _PRODUCT = re.compile(r"(?:linear|lm_head) (\d+)x(\d+)")
 
@@ -94,7 +95,7 @@ def _between(points: Iterable[tuple[float, float]], size: float) -> float:
     seen = list(points)
     if size <= seen[0][0]:
         return seen[0][1]
-    for (left, left_ns), (right, right_ns) in zip(seen, seen[1:], strict=False):
+    for (left, left_ns), (right, right_ns) in pairwise(seen):
         if size <= right:
             share = math.log(size / left) / math.log(right / left)
             return math.exp(math.log(left_ns) * (1 - share) + math.log(right_ns) * share)

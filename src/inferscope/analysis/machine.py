@@ -172,8 +172,10 @@ def _with_host(machine: Machine) -> Machine:
     host_ns = operator.value if operator is not None else _OPERATOR_NS
     between_ns = _BETWEEN_OPERATORS * host_ns
     notes = [
-        f"between two passes the host runs {_BETWEEN_OPERATORS} operators (greedy selection, stopping criteria), "
-        f"{between_ns / 1e3:.0f} µs"
+        (
+            f"between two passes the host runs {_BETWEEN_OPERATORS} operators (greedy selection, stopping criteria), "
+            f"{between_ns / 1e3:.0f} µs"
+        )
     ]
     if machine.execution == "compiled":
         notes = ["compiled: elementwise work is fused into one kernel per two matrix products, a graph replays them"]
@@ -205,13 +207,17 @@ def _assumptions(device: DeviceSpec, dtype: str, *, measured: bool, kernels: Ker
     attention = f"attention reaches {_ATTENTION_SHARE:.0%} of the rate of matrix products"
     if measured:
         return (
-            f"matrix products reach {_OF_MEASURED_PRODUCT:.0%} of the measured {dtype} peak, weights and cache "
-            f"{_OF_MEASURED_STREAM:.0%} of the measured stream; no shape of this model was measured",
+            (
+                f"matrix products reach {_OF_MEASURED_PRODUCT:.0%} of the measured {dtype} peak, weights and cache "
+                f"{_OF_MEASURED_STREAM:.0%} of the measured stream; no shape of this model was measured"
+            ),
             attention,
         )
     return (
-        f"matrix products reach {_COMPUTE_SHARE:.0%} of the datasheet's dense {dtype} peak, weights and cache "
-        f"{_MEMORY_SHARE:.0%} of its bandwidth, each kernel takes {_LAUNCH_NS / 1e3:g} µs more",
+        (
+            f"matrix products reach {_COMPUTE_SHARE:.0%} of the datasheet's dense {dtype} peak, weights and cache "
+            f"{_MEMORY_SHARE:.0%} of its bandwidth, each kernel takes {_LAUNCH_NS / 1e3:g} µs more"
+        ),
         attention,
         f"datasheet of {device.name}: certainty {device.certainty or 'unknown'}",
     )

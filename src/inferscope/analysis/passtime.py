@@ -70,7 +70,7 @@ class PassTime:
         total = self.total_ns
         if total <= 0:
             return {}
-        shares = {bound: self.device_ns.get(bound, 0.0) / total for bound in BOUNDS}
+        shares: dict[str, float] = {bound: self.device_ns.get(bound, 0.0) / total for bound in BOUNDS}
         shares["overhead"] += 1 - sum(shares.values())
         return shares
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import inferscope
-from inferscope.cli import calibrate, demo, lint, watch
+from inferscope.cli import calibrate, demo, lint, predict, watch
 
 __all__ = ["app"]
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
+app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("lint", epilog=lint.EXAMPLES)(lint.lint)
 app.command("watch", epilog=watch.EXAMPLES)(watch.watch)
 

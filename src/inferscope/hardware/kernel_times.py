@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from inferscope.analysis.cost import pass_cost
-from inferscope.analysis.kernels import KernelPoint, KernelTimes, product_shape
+from inferscope.analysis.kernels import KernelPoint, KernelTimes, Kind, product_shape
 from inferscope.errors import PredictionError, SettingError
 from inferscope.hardware import probe
 from inferscope.hardware.stopwatch import quiet_seconds
@@ -148,11 +148,14 @@ class _Bench:
         queries, pairs, width = heads
         query = self._normal(batch, q, queries, width).transpose(1, 2)
         grouped: dict[str, Any] = {"enable_gqa": True} if queries != pairs else {}
-        attend = functools.partial(functional.scaled_dot_product_attention, is_causal=q > 1, **grouped)
+
+        def attend(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            return functional.scaled_dot_product_attention(query, key, value, is_causal=q > 1, **grouped)
+
         size = float(batch * q * k)
         if q > 1:
             key, value = self._normal(batch, pairs, k, width), self._normal(batch, pairs, k, width)
-            return self._point("prefill attention", size, lambda: attend(query, key, value))
+            return self._point("prefill attention", size, lambda: attend(key, value))
         new = self._normal(batch, pairs, 1, width)
         pasts = itertools.cycle(self._pasts((batch, pairs, k - 1, width)))
 
@@ -160,7 +163,7 @@ class _Bench:
             return torch.cat((next(pasts), new), dim=2), torch.cat((next(pasts), new), dim=2)
 
         joined = self._point("copy", size, join)
-        both = self._point("decode attention", size, lambda: attend(query, *join()))
+        both = self._point("decode attention", size, lambda: attend(*join()))
         if joined is None or both is None or both.call_ns <= joined.call_ns:
             return None
         return replace(both, call_ns=both.call_ns - joined.call_ns)
@@ -211,11 +214,11 @@ class _Bench:
 
     def _point(
         self,
-        kind: Any,
+        kind: Kind,
         size: float,
         run: Callable[[], object],
         group: str = "",
-        calls: int = 1,  # noqa: ANN401
+        calls: int = 1,
     ) -> KernelPoint | None:
         run()
         once_s = quiet_seconds(run)
