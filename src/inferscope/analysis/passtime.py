@@ -66,10 +66,15 @@ class PassTime:
         return self.forward_ns + self.between_ns
 
     def shares(self) -> dict[str, float]:
-        """Of the total, by class; they sum to 1."""
+        """Of the total, by class; they sum to 1.
+
+        A device that waits for its host is held up by that alone, however long its kernels take meanwhile.
+        """
         total = self.total_ns
         if total <= 0:
             return {}
+        if not self.on_host and self.host_ns > sum(self.device_ns.values()):
+            return {**dict.fromkeys(BOUNDS, 0.0), "overhead": 1.0}
         shares: dict[str, float] = {bound: self.device_ns.get(bound, 0.0) / total for bound in BOUNDS}
         shares["overhead"] += 1 - sum(shares.values())
         return shares
