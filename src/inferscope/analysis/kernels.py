@@ -32,7 +32,8 @@ class KernelPoint:
     Attributes:
         kind: What was called.
         group: The operator group, for products; "" otherwise.
-        size: Rows of a product, pairs of tokens over the batch for attention, bytes read and written otherwise.
+        size: Rows of a product, tokens attended to for attention, bytes read and written otherwise.
+        batch_size: Sequences, for attention; 1 otherwise.
         call_ns: Nanoseconds of one call, its dispatch included.
     """
 
@@ -40,6 +41,7 @@ class KernelPoint:
     group: str = ""
     size: float
     call_ns: float
+    batch_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +58,27 @@ class KernelTimes:
     dtype: str
     points: tuple[KernelPoint, ...]
 
-    def call_ns(self, kind: Kind, size: float, group: str = "") -> float | None:
+    def call_ns(self, kind: Kind, size: float, group: str = "", batch_size: int = 1) -> float | None:
         """Nanoseconds of one call of that size; None where nothing of its kind was measured."""
-        seen = {point.size: point.call_ns for point in self.points if (point.kind, point.group) == (kind, group)}
+        wanted = (kind, group, batch_size)
+        seen = {
+            point.size: point.call_ns for point in self.points if (point.kind, point.group, point.batch_size) == wanted
+        }
         return _between(sorted(seen.items()), size) if seen else None
+
+    def attention_ns(self, kind: Kind, kv_len: float, batch_size: int) -> float | None:
+        """Nanoseconds of one call of attention: so much by itself, and so much for each further sequence.
+
+        Where only single sequences were measured, each further one takes as long as the first.
+        """
+        one = self.call_ns(kind, kv_len)
+        if one is None or batch_size == 1:
+            return one
+        several = max((point.batch_size for point in self.points if point.kind == kind), default=1)
+        many = self.call_ns(kind, kv_len, batch_size=several) if several > 1 else None
+        if many is None:
+            return one * batch_size
+        return one + (batch_size - 1) * max(0.0, many - one) / (several - 1)
 
     def group_ns(self, group: GroupCost, *, batch_size: int, q_len: int, kv_len: float) -> float | None:
         """Nanoseconds of all calls of a group in one pass; None where nothing like it was measured.
@@ -78,7 +97,7 @@ class KernelTimes:
             one = self.call_ns("product", rows, group.group)
         elif group.group == "attention":
             kind: Kind = "decode attention" if q_len == 1 else "prefill attention"
-            one = self.call_ns(kind, batch_size * q_len * kv_len)
+            one = self.attention_ns(kind, kv_len, batch_size)
         else:
             kind = "elementwise" if group.group == "norm/elementwise" else "copy"
             one = self.call_ns(kind, group.executed_bytes / group.launches)

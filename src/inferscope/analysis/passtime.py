@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from inferscope.analysis.kernels import product_shape
+from inferscope.analysis.machine import IN_MODEL
 from inferscope.analysis.verdict import BOUNDS
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def _group(group: GroupCost, shape: PassShape, machine: Machine, cost: PassCost)
     seen_ns = machine.kernels.group_ns(group, batch_size=shape.batch_size, q_len=shape.q_len, kv_len=shape.kv_len)
     if seen_ns is None:
         return needed
+    seen_ns *= IN_MODEL
     bound, needed_ns = next(iter(needed.items()))
     dispatch_ns = min(seen_ns, group.launches * machine.dispatch_ns)
     needed_ns = min(needed_ns, seen_ns - dispatch_ns)

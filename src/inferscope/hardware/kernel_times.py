@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["measure_kernels"]
 
-ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-HEAD_ROWS = (1, 2, 4, 8, 16, 32)
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+HEAD_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)
 PREFILLS = (8, 32, 64, 128, 256, 512, 1024)
-DECODES = ((1, 16), (1, 64), (1, 256), (1, 1024), (8, 256), (8, 1024))
+DECODES = tuple((batch, kv_len) for batch in (1, 8) for kv_len in (16, 64, 256, 1024))
 _READINGS = 7
 _ROTATION_CACHES = 4
 _LEAST_ROTATION_BYTES = 16 << 20
@@ -103,7 +103,12 @@ def _parts(
     sizes = [row for row in (1, 4, 16, 64, 256, 1024) if row <= longest]
     if hidden:
         parts.append(("elementwise", [functools.partial(bench.elementwise, hidden, row) for row in sizes]))
-        parts.append(("copies", [functools.partial(bench.copy, hidden, row) for row in (1, 16, 256, 2048)]))
+        pairs, width = heads[1:] if heads is not None else (4, max(hidden // 4, 1))
+        caches = [(1, 16), (8, 16), (8, 64), (8, 256), (8, 1024)]
+        copies: list[Callable[[], KernelPoint | None]] = [
+            functools.partial(bench.copy, (b, pairs, k, width)) for b, k in caches if k <= longest
+        ]
+        parts.append(("copies", copies))
     if heads is not None:
         prefills = [(1, q, q) for q in PREFILLS if q <= longest]
         decodes = [(b, 1, k) for b, k in DECODES if k <= longest]
@@ -152,10 +157,10 @@ class _Bench:
         def attend(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             return functional.scaled_dot_product_attention(query, key, value, is_causal=q > 1, **grouped)
 
-        size = float(batch * q * k)
+        size = float(k)
         if q > 1:
             key, value = self._normal(batch, pairs, k, width), self._normal(batch, pairs, k, width)
-            return self._point("prefill attention", size, lambda: attend(key, value))
+            return self._point("prefill attention", size, lambda: attend(key, value), batch_size=batch)
         new = self._normal(batch, pairs, 1, width)
         pasts = itertools.cycle(self._pasts((batch, pairs, k - 1, width)))
 
@@ -163,7 +168,7 @@ class _Bench:
             return torch.cat((next(pasts), new), dim=2), torch.cat((next(pasts), new), dim=2)
 
         joined = self._point("copy", size, join)
-        both = self._point("decode attention", size, lambda: attend(*join()))
+        both = self._point("decode attention", size, lambda: attend(*join()), batch_size=batch)
         if joined is None or both is None or both.call_ns <= joined.call_ns:
             return None
         return replace(both, call_ns=both.call_ns - joined.call_ns)
@@ -186,12 +191,11 @@ class _Bench:
         launches = 9 + casts
         return self._point("elementwise", moved / launches, run, calls=launches)
 
-    def copy(self, hidden: int, rows: int) -> KernelPoint | None:
-        """A cache grown by concatenation."""
-        shape = (1, 4, rows, max(hidden // 4, 1))
-        new = self._normal(1, 4, 1, shape[3])
+    def copy(self, shape: tuple[int, int, int, int]) -> KernelPoint | None:
+        """A cache of that shape grown by concatenation."""
+        new = self._normal(shape[0], shape[1], 1, shape[3])
         pasts = itertools.cycle(self._pasts(shape))
-        moved = 2.0 * (4 * rows * shape[3] + new.numel()) * new.element_size()
+        moved = 2.0 * new.numel() * (shape[2] + 1) * new.element_size()
         return self._point("copy", moved, lambda: torch.cat((next(pasts), new), dim=2))
 
     def _weights(self, outputs: int, inputs: int) -> list[torch.Tensor]:
@@ -219,6 +223,7 @@ class _Bench:
         run: Callable[[], object],
         group: str = "",
         calls: int = 1,
+        batch_size: int = 1,
     ) -> KernelPoint | None:
         run()
         once_s = quiet_seconds(run)
@@ -228,4 +233,4 @@ class _Bench:
         if not good:
             return None
         call_ns = 1e9 * statistics.median(good) / repeats / calls
-        return KernelPoint(kind=kind, group=group, size=size, call_ns=call_ns)
+        return KernelPoint(kind=kind, group=group, size=size, call_ns=call_ns, batch_size=batch_size)
