@@ -39,6 +39,7 @@ _ROTATION_CACHES = 4
 _LEAST_ROTATION_BYTES = 16 << 20
 _MOST_BUFFER_BYTES = 512 << 20
 _MOST_COPIES = 256
+_MEMORY_SHARE = 8
 _SHORTEST_READING_S = 0.0005
 
 
@@ -53,7 +54,8 @@ def measure_kernels(
     """Times of a model's operators on this processor, from which unseen sizes are interpolated.
 
     Weights and inputs are random: the model itself is not needed. Torch's threads, random state and defaults stay as
-    they are. A size whose readings were all disturbed is left out.
+    they are. A size whose readings were all disturbed is left out, and so is a matrix of more than an eighth of the
+    memory that is free: the roofs stand for it.
 
     Args:
         spec: With the counted operators and the dtype.
@@ -94,8 +96,11 @@ def _parts(
     """What is measured, by group."""
     parts: list[tuple[str, list[Callable[[], KernelPoint | None]]]] = []
     widths = []
+    room_bytes = (probe.available_memory_bytes() or 8 * _MOST_BUFFER_BYTES) // _MEMORY_SHARE
     for group in _products(spec):
         inputs, outputs = product_shape(group) or (0, 0)
+        if 4 * inputs * outputs > room_bytes:  # made in float32 first; its roof has to do
+            continue
         widths.append(inputs)
         rows = HEAD_ROWS if group.startswith("lm_head") else [row for row in ROWS if row <= longest]
         parts.append((group, [functools.partial(bench.product, group, inputs, outputs, row) for row in rows]))
