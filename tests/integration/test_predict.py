@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -190,3 +191,10 @@ def test_only_the_options_of_a_device_are_needed(transformers):
     made = DeviceSpec(name="made", kind="cuda", memory_bytes=1)
     with pytest.raises(inferscope.InferscopeError, match="no peak"):
         inferscope.predict(build_llama(transformers), device=made)
+
+
+def test_the_code_on_the_page_runs(transformers, capsys):
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "predict-before-you-buy.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(compile(code, str(page), "exec"), {})  # noqa: S102 - our own page
+    assert "fits - decode is bound by" in capsys.readouterr().out

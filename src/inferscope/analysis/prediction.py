@@ -34,7 +34,7 @@ __all__ = ["CLAIMED_RATE", "Estimate", "MemoryPrediction", "PhasePrediction", "P
 CLAIMED_RATE = 0.8
 """How often the truth is claimed to lie within an interval."""
 _MOST_UNCOUNTED = 0.05
-_SETUP_OPERATORS = 60
+_SETUP_OPERATORS = 400
 _MOST_BATCH = 1 << 16
 # Kernels that dequantise differ more between devices: int8 on an MI250X was 28 % below what an A100's share gives.
 _QUANTIZED_SPREAD = 0.1
