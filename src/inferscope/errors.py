@@ -20,6 +20,7 @@ __all__ = [
     "ModelNotFoundError",
     "NotAModelError",
     "NothingToCompareError",
+    "PredictionError",
     "RecordFormatError",
     "ScriptError",
     "SettingError",
@@ -94,6 +95,12 @@ class CostUnavailableError(InferscopeError, ValueError):
     """No exact operator count can be made for this model."""
 
     slug = "cost-unavailable"
+
+
+class PredictionError(InferscopeError, ValueError):
+    """Nothing supports the prediction that was asked for."""
+
+    slug = "prediction-unsupported"
 
 
 class ModelNotFoundError(InferscopeError, LookupError):

@@ -28,6 +28,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from inferscope import costing, losses, notices
 from inferscope.analysis import diagnosis, verdict
 from inferscope.analysis.findings import find
+from inferscope.analysis.raising import raised
 from inferscope.capture import intercept, introspect
 from inferscope.capture.frames import CURRENT
 from inferscope.capture.requests import Begun
@@ -354,6 +355,7 @@ class Session:
             kind = (record.model.device or "cpu").partition(":")[0]
             self._device = calibration.current_device_spec(kind)
             self._device_known = True
+        self._raise_roofs(record)
         opinion = diagnosis.diagnose(record, device=self._device)
         return Result(
             record=record,
@@ -361,6 +363,21 @@ class Session:
             findings=find(record, opinion),
             parent_context=parent_context,
         )
+
+    def _raise_roofs(self, record: GenerationRecord) -> None:
+        """Judge this request and those that follow by what it proves about the device, and say so once."""
+        if self._device is None:
+            return
+        higher = raised(self._device, record)
+        if higher is not self._device:
+            self._device = higher
+            notices.warn(
+                "roof-raised",
+                "a request was faster than a known ceiling of its device: its own rate is the ceiling from here on, "
+                "in this session; `inferscope calibrate --refresh` on an idle machine measures anew",
+                device=higher.name,
+                request=record.request_id,
+            )
 
     def _done(self) -> None:
         with self._changed:

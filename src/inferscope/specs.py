@@ -432,6 +432,7 @@ class ModelSpec:
         attention: Attention implementation ("sdpa", "eager").
         cost: Exact operator costs; None where they could not be made.
         cost_note: Why `cost` is None; "" otherwise.
+        context_tokens: The longest sequence its configuration allows; None where it says nothing.
     """
 
     name: str
@@ -445,3 +446,4 @@ class ModelSpec:
     attention: str | None = None
     cost: CostTerms | None = None
     cost_note: str = ""
+    context_tokens: int | None = None

@@ -24,7 +24,7 @@ from inferscope.specs import BASIS, EXPERT_LETTERS, CostTerms, ModelSpec, Operat
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["count", "describe", "digest_of", "fingerprint", "load_cost", "name_of", "store_cost"]
+__all__ = ["context_tokens", "count", "describe", "digest_of", "fingerprint", "load_cost", "name_of", "store_cost"]
 
 T = TypeVar("T")
 
@@ -68,7 +68,18 @@ def describe(model: torch.nn.Module) -> ModelSpec:
         dtype=dtype,
         device=_known(lambda: str(_required(parameters)[0][1].device), None),
         attention=_text(attention),
+        context_tokens=_known(lambda: context_tokens(config), None),
     )
+
+
+def context_tokens(config: Any) -> int | None:  # noqa: ANN401 - transformers' configs
+    """The longest sequence that a transformers configuration allows; None where it says nothing."""
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    for name in ("max_position_embeddings", "n_positions", "max_target_positions"):
+        limit = getattr(text, name, None)
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+            return limit
+    return None
 
 
 def name_of(model: object) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import inferscope
-from inferscope.cli import calibrate, compare, demo, import_ncu, import_nsys, lint, run, watch
+from inferscope.cli import calibrate, compare, demo, import_ncu, import_nsys, lint, predict, run, watch
 
 __all__ = ["app"]
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("lint", epilog=lint.EXAMPLES)(lint.lint)
 app.command("run", epilog=run.EXAMPLES, context_settings=run.CONTEXT)(run.run)
 app.command("watch", epilog=watch.EXAMPLES)(watch.watch)
