@@ -37,10 +37,9 @@ _SIGNED = frozenset({"residual_ns", "closure_ns", "cost", "options"})
 _BROKEN = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Head:
+class _Head(msgspec.Struct, frozen=True, kw_only=True):  # msgspec knows `Raw` in its own classes only
     schema: int
-    model: msgspec.Raw = dataclasses.field(default_factory=msgspec.Raw)
+    model: msgspec.Raw = msgspec.Raw(b"")
 
 
 _HEAD = msgspec.json.Decoder(_Head)
