@@ -26,16 +26,17 @@ if TYPE_CHECKING:
     from inferscope.records import GenerationRecord
     from inferscope.specs import DeviceSpec
 
-__all__ = ["Digest", "FindingSum", "Row", "Setup", "SetupSum", "SlowPass", "digest"]
+__all__ = ["Digest", "FindingSum", "Row", "Setup", "SetupSum", "SlowPass", "digest", "everything"]
 
 DIAGNOSED = 2_000
 """Of how many records, about, an opinion is formed."""
-ROWS = 60
+ROWS = 30
 """How many requests, about, are shown one by one, besides the slowest."""
 SLOWEST = 8
 DETAILED = 4
 SLOW_PASSES = 20
 SETUPS = 48
+_ONE = 3
 TEXTS = 40
 """How many different notes, versions and errors are kept; further ones are counted."""
 OTHER = "others"
@@ -75,7 +76,12 @@ class Setup:
             return self
         if level == 1:
             return replace(self, batch_size=_rounded(self.batch_size), input_len=_rounded(self.input_len))
-        return self.family if level == 2 else Setup(**dict.fromkeys(Setup.__slots__, None) | {"model": OTHER})  # noqa: PLR2004
+        return self.family if level < _ONE else everything(OTHER)
+
+
+def everything(name: str) -> Setup:
+    """A setup that tells nothing apart."""
+    return Setup(model=name, dtype=None, attention=None, device=None, device_key=None, batch_size=None, input_len=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +113,7 @@ class FindingSum:
 
     Attributes:
         finding: The one with the largest saving, word by word.
+        model: In whose requests it was made.
         request_id: Whose.
         requests: How many requests have it.
         low: Lower ends of the request's share that it would save.
@@ -114,6 +121,7 @@ class FindingSum:
     """
 
     finding: Finding
+    model: str
     request_id: str
     requests: int = 0
     low: array[float] = field(default_factory=lambda: array("d"))
@@ -211,8 +219,9 @@ class Digest:
     Attributes:
         stride: An opinion is formed on every so many records of a setup.
         level: How coarse setups are, as `Setup.coarse`.
+        count: Records taken in.
         setups: Sums by setup.
-        findings: By (code, phase).
+        findings: By (model, code, phase).
         operators: Of recorded passes.
         rows: Every so many requests, and the slowest, with their ledgers.
         worst_causes: What made the slowest passes of all requests slow: how many of them by cause.
@@ -231,7 +240,7 @@ class Digest:
         self.level = 0
         self.count = 0
         self.setups: dict[Setup, SetupSum] = {}
-        self.findings: dict[tuple[str, str | None], FindingSum] = {}
+        self.findings: dict[tuple[str, str, str | None], FindingSum] = {}
         self.operators = OperatorSums()
         self.worst_causes: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
@@ -265,11 +274,6 @@ class Digest:
             self._keep(result, row)
 
     @property
-    def requests(self) -> int:
-        """Records taken in."""
-        return self.count
-
-    @property
     def diagnosed(self) -> int:
         """Records on which an opinion was formed."""
         return sum(setup.diagnosed for setup in self.setups.values())
@@ -277,7 +281,7 @@ class Digest:
     @property
     def total(self) -> SetupSum:
         """Everything in one sum."""
-        total = SetupSum(setup=Setup(**dict.fromkeys(Setup.__slots__, None) | {"model": "all"}))
+        total = SetupSum(setup=everything("all"))
         for setup in self.setups.values():
             total.merge(setup)
         return total
@@ -375,12 +379,13 @@ class Digest:
         return Result(record=record, diagnosis=opinion, findings=find(record, opinion))
 
     def _found(self, result: Result) -> None:
+        model = result.record.model.name if self.level < _ONE else OTHER
         for finding in result.findings:
-            key = (finding.code, finding.phase)
+            key = (model, finding.code, finding.phase)
             seen = self.findings.get(key)
             best = seen.finding.saves if seen is not None else None
             if seen is None:
-                seen = FindingSum(finding=finding, request_id=result.record.request_id)
+                seen = FindingSum(finding=finding, model=model, request_id=result.record.request_id)
                 self.findings[key] = seen
             elif finding.saves is not None and (best is None or finding.saves.request_share > best.request_share):
                 seen.finding, seen.request_id = finding, result.record.request_id

@@ -249,7 +249,7 @@ def _numbers_fine(value: object, *, signed: bool) -> bool:
         return (-_INT64 if signed else 0) <= value < _INT64
     if isinstance(value, tuple):
         return all(_numbers_fine(item, signed=signed) for item in value)
-    names = _fields(type(value))
+    names = _fields(type(value))  # type: ignore[arg-type]
     return all(_numbers_fine(getattr(value, name), signed=signed or name in _SIGNED) for name in names)
 
 
@@ -263,7 +263,7 @@ def _number_problem(value: object, place: str, *, signed: bool) -> str | None:
     if isinstance(value, tuple):
         children = ((f"{place}[{index}]", item, signed) for index, item in enumerate(value))
     else:
-        names = _fields(type(value))
+        names = _fields(type(value))  # type: ignore[arg-type]
         children = ((f"{place}.{name}", getattr(value, name), signed or name in _SIGNED) for name in names)
     return next(filter(None, (_number_problem(item, where, signed=free) for where, item, free in children)), None)
 
