@@ -64,9 +64,10 @@ class Changes:
 def medians(baseline: Digest, found: Digest) -> Changes:
     """Medians side by side, of the setups that both sets have; the attention implementation may differ."""
     before, after = _by_work(baseline), _by_work(found)
+    several = len({work.family for work in (*before, *after) if work in before and work in after}) > 1
     rows = []
     for work, (old, new) in {key: (before[key], after[key]) for key in before if key in after}.items():
-        label = setup_label(work)
+        label = setup_label(work if several else replace(work, model="", dtype=None, device=None))
         quantities = (("wall", old.walls_ns, new.walls_ns), ("TTFT", old.ttfts_ns, new.ttfts_ns))
         for name, olds, news in (*quantities, ("TPOT", old.tpots_ns, new.tpots_ns)):
             first, second = median(olds), median(news)
@@ -80,12 +81,16 @@ def medians(baseline: Digest, found: Digest) -> Changes:
                     ratio=second / first if first and second is not None else None,
                 )
             )
-    notes = [f"only before: {setup_label(work)}" for work in before if work not in after]
-    notes += [f"only after: {setup_label(work)}" for work in after if work not in before]
+    notes = _only("before", before, after) + _only("after", after, before)
     if not rows:
         notes.insert(0, "not the same work: no setup is in both sets, so nothing is compared")
     method = "Medians of each set side by side; no interval, so what is noise and what is not cannot be told."
     return Changes(rows=tuple(rows), method=method, notes=tuple(clean(note) for note in notes))
+
+
+def _only(when: str, these: dict[Setup, SetupSum], those: dict[Setup, SetupSum]) -> list[str]:
+    alone = [setup_label(work) for work in these if work not in those]
+    return [f"only {when}, compared with nothing: {'; '.join(alone)}"] if alone else []
 
 
 def compared(result: Any) -> Changes:  # noqa: ANN401 - read by its attributes, the comparison is optional

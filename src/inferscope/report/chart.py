@@ -12,7 +12,18 @@ from typing import Any
 from inferscope.report.summary import KINDS
 from inferscope.report.units import clean
 
-__all__ = ["COLOURS", "KIND_COLOURS", "KIND_PATTERNS", "PHASES", "Chart", "Drawing", "Grid", "in_chart"]
+__all__ = [
+    "COLOURS",
+    "PHASES",
+    "Chart",
+    "Drawing",
+    "Grid",
+    "in_chart",
+    "part_colour",
+    "pattern",
+    "short_id",
+    "time_axis",
+]
 
 COLOURS = {
     "blue": "#0072B2",
@@ -28,23 +39,29 @@ COLOURS = {
 KIND_COLOURS = {
     "queue": COLOURS["grey"],
     "setup": COLOURS["sky"],
-    "issue": COLOURS["green"],
-    "select": COLOURS["orange"],
-    "wait": COLOURS["pink"],
-    "deliver": COLOURS["blue"],
-    "shared": COLOURS["sky"],
     "tail": COLOURS["sky"],
     "self": COLOURS["red"],
     "residual": COLOURS["grey"],
 }
-KIND_PATTERNS = dict.fromkeys(KINDS, "") | {"select": "/", "wait": "x", "deliver": "-", "tail": ".", "residual": "\\"}
+"""Of what belongs to the request itself; the parts of a phase have the phase's colour, and patterns tell them apart."""
 
+KIND_PATTERNS = dict.fromkeys(KINDS, "") | {
+    "queue": "\\",
+    "select": "/",
+    "wait": "x",
+    "deliver": "-",
+    "shared": "|",
+    "tail": ".",
+    "residual": "+",
+}
+
+_LEAST_UNITS = 2
 PHASES = {
     "prefill": ("circle", COLOURS["blue"]),
-    "decode": ("diamond", COLOURS["red"]),
+    "decode": ("diamond", COLOURS["orange"]),
     "encode": ("square", COLOURS["green"]),
     "verify": ("triangle-up", COLOURS["pink"]),
-    "draft": ("triangle-down", COLOURS["orange"]),
+    "draft": ("triangle-down", COLOURS["red"]),
     "mixed": ("cross", COLOURS["sky"]),
 }
 """Symbol and colour of each phase's marks; others are grey stars."""
@@ -85,6 +102,30 @@ class Chart:
     drawings: tuple[Drawing, ...]
     choose: str = ""
     grid: Grid | None = None
+
+
+def part_colour(phase: str, kind: str) -> str:
+    """Of a part of the ledger."""
+    return KIND_COLOURS.get(kind) or PHASES.get(phase, ("", COLOURS["grey"]))[1]
+
+
+def pattern(kind: str | list[str]) -> dict[str, Any]:
+    """How parts of one colour are told apart: plotly's pattern of bars."""
+    shape = KIND_PATTERNS[kind] if isinstance(kind, str) else [KIND_PATTERNS.get(each, "") for each in kind]
+    return {"shape": shape, "size": 6, "solidity": 0.35, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,.75)"}
+
+
+def time_axis(most_ns: float) -> tuple[float, str]:
+    """Nanoseconds per unit, and the unit, in which times up to `most_ns` are read best."""
+    for factor, unit in ((1e9, "s"), (1e6, "ms")):
+        if most_ns >= factor * _LEAST_UNITS:
+            return factor, unit
+    return 1e3, "µs"
+
+
+def short_id(request_id: str) -> str:
+    """The end of a request's identifier: the beginning is that of its process."""
+    return f"…{in_chart(request_id)[-6:]}"
 
 
 def in_chart(text: str) -> str:

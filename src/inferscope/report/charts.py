@@ -6,7 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inferscope.report.chart import COLOURS, KIND_COLOURS, KIND_PATTERNS, PHASES, Chart, Drawing, Grid, in_chart
+from inferscope.report.chart import (
+    COLOURS,
+    PHASES,
+    Chart,
+    Drawing,
+    Grid,
+    in_chart,
+    part_colour,
+    pattern,
+    short_id,
+    time_axis,
+)
 from inferscope.report.summary import KINDS
 from inferscope.report.units import UNKNOWN, count, duration_ns, percent, ratio, scaled
 
@@ -25,6 +36,7 @@ GAP_BARS = 60
 _GAMMA = 1.02
 _MS = 1e6
 _DECADE = 1.6
+_MINOR = {"ticks": "outside", "showgrid": False, "dtick": "D1"}
 
 
 def setup_label(setup: Setup, *, sizes: bool = True) -> str:
@@ -59,8 +71,14 @@ def roofline(found: Digest, device: DeviceSpec, datasheet: DeviceSpec | None, *,
         data.append(_operator_trace(operators))
     layout = {
         "height": 460,
-        "xaxis": {"type": "log", "title": {"text": "FLOP per byte"}, "range": [math.log10(low), math.log10(high)]},
-        "yaxis": {"type": "log", "title": {"text": "FLOP/s"}, "exponentformat": "SI"},
+        "xaxis": {
+            "type": "log",
+            "title": {"text": "FLOP per byte"},
+            "range": [math.log10(low), math.log10(high)],
+            "dtick": 1,
+            "minor": _MINOR,
+        },
+        "yaxis": {"type": "log", "title": {"text": "FLOP/s"}, "exponentformat": "SI", "dtick": 1, "minor": _MINOR},
         "hovermode": "closest",
         "legend": {"orientation": "h", "y": -0.2},
     }
@@ -129,7 +147,7 @@ def _roof_trace(roof: _Roof, *, low: float, high: float) -> dict[str, Any]:
         "line": {
             "dash": ("dot" if cached else "solid") if roof.source == "measured" else "dash",
             "width": 1.5 if cached or "vector" in roof.label else 2.5,
-            "color": COLOURS["grey" if cached else "green" if "vector" in roof.label else "orange"],
+            "color": COLOURS["grey" if cached else "green" if "vector" in roof.label else "red"],
         },
         "visible": True if roof.shown else "legendonly",
         "hovertemplate": "%{fullData.name}<extra></extra>",
@@ -228,37 +246,47 @@ def ledger(found: Digest) -> Chart:
 
 def _waterfall(label: str, whole: SetupSum) -> Drawing:
     parts = [(phase, kind, time_ns) for (phase, kind), time_ns in whole.parts.items() if time_ns]
+    unit_ns, unit = time_axis(whole.wall_ns)
     base, bases = 0, []
     for *_, time_ns in parts:
-        bases.append(base / _MS)
+        bases.append(base / unit_ns)
         base += time_ns
-    names = [f"{in_chart(phase)} {kind}".strip() for phase, kind, _ in parts]
-    bars = {
-        "type": "bar",
-        "orientation": "h",
-        "y": [*names, "wall"],
-        "x": [*(time_ns / _MS for *_, time_ns in parts), whole.wall_ns / _MS],
-        "base": [*bases, 0],
-        "text": [
-            *(f"{duration_ns(time_ns)} · {percent(time_ns / whole.wall_ns)}" for *_, time_ns in parts),
-            duration_ns(whole.wall_ns),
-        ],
-        "customdata": [*(KINDS[kind].meaning for _, kind, _ in parts), "all parts together"],
-        "textposition": "auto",
-        "cliponaxis": False,
-        "hovertemplate": "%{y}: %{text}<br>%{customdata}<extra></extra>",
-        "marker": {
-            "color": [*(KIND_COLOURS[kind] for _, kind, _ in parts), COLOURS["grey"]],
-            "pattern": {"shape": [*(KIND_PATTERNS[kind] for _, kind, _ in parts), ""], "size": 6, "solidity": 0.2},
-        },
-    }
+    bars = [
+        _bar(
+            f"{phase} {kind}".strip(),
+            bases[number],
+            time_ns / unit_ns,
+            f"{duration_ns(time_ns)} · {percent(time_ns / whole.wall_ns)}",
+            {"color": part_colour(phase, kind), "pattern": pattern(kind)},
+        )
+        | {"customdata": [KINDS[kind].meaning]}
+        for number, (phase, kind, time_ns) in enumerate(parts)
+    ]
+    wall = _bar("wall", 0, whole.wall_ns / unit_ns, duration_ns(whole.wall_ns), {"color": COLOURS["grey"]})
+    bars.append(wall | {"customdata": ["all parts together"]})
     layout = {
+        "barmode": "overlay",
         "height": 110 + 26 * (len(parts) + 1),
-        "xaxis": {"title": {"text": "ms, summed over the requests"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": f"{unit}, summed over the requests"}, "range": [0, whole.wall_ns / unit_ns * 1.16]},
         "yaxis": {"autorange": "reversed", "automargin": True},
         "showlegend": False,
     }
-    return Drawing(label=label, data=[bars], layout=layout)
+    return Drawing(label=label, data=bars, layout=layout)
+
+
+def _bar(name: str, base: float, length: float, text: str, marker: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "y": [in_chart(name)],
+        "x": [length],
+        "base": [base],
+        "text": [text],
+        "textposition": "auto",
+        "cliponaxis": False,
+        "hovertemplate": "%{y}: %{text}<br>%{customdata}<extra></extra>",
+        "marker": marker,
+    }
 
 
 def _ledger_grid(whole: SetupSum) -> Grid:
@@ -288,14 +316,15 @@ def ledgers(found: Digest) -> Chart:
     """The ledger of single requests, as bars of stacked parts."""
     rows = found.rows
     kinds = list(dict.fromkeys((phase, kind) for row in rows for phase, kind, _ in row.parts))
-    names = [f"{in_chart(row.request_id)[:8]} · {duration_ns(row.wall_ns)}" for row in rows]
-    data = [_stack(part, rows, names) for part in kinds]
+    names = [f"{short_id(row.request_id)} · {duration_ns(row.wall_ns)}" for row in rows]
+    unit_ns, unit = time_axis(rows[0].wall_ns if rows else 0)
+    data = [_stack(part, rows, names, unit_ns) for part in kinds]
     layout = {
         "barmode": "stack",
         "height": 150 + 20 * len(rows),
-        "xaxis": {"title": {"text": "ms"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": unit}, "rangemode": "tozero"},
         "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},
-        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
     }
     heading = ("request", "of what", "wall", *(f"{phase} {kind}".strip() for phase, kind in kinds))
     cells = tuple(
@@ -310,24 +339,19 @@ def ledgers(found: Digest) -> Chart:
     )
 
 
-def _stack(part: tuple[str, str], rows: Iterable[Row], names: list[str]) -> dict[str, Any]:
+def _stack(part: tuple[str, str], rows: Iterable[Row], names: list[str], unit_ns: float) -> dict[str, Any]:
     phase, kind = part
     times = [sum(time_ns for *key, time_ns in row.parts if tuple(key) == part) for row in rows]
-    _, colour = PHASES.get(phase, ("", KIND_COLOURS[kind]))
-    own = kind != "issue"
     return {
         "type": "bar",
         "orientation": "h",
         "name": f"{in_chart(phase)} {kind}".strip(),
         "y": names,
-        "x": [time_ns / _MS for time_ns in times],
+        "x": [time_ns / unit_ns for time_ns in times],
         "text": [duration_ns(time_ns) for time_ns in times],
         "textposition": "none",
         "hovertemplate": "%{fullData.name}: %{text}<extra>%{y}</extra>",
-        "marker": {
-            "color": KIND_COLOURS[kind] if own else colour,
-            "pattern": {"shape": KIND_PATTERNS[kind], "size": 5, "solidity": 0.2},
-        },
+        "marker": {"color": part_colour(phase, kind), "pattern": pattern(kind)},
     }
 
 

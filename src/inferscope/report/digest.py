@@ -118,6 +118,7 @@ class FindingSum:
         requests: How many requests have it.
         low: Lower ends of the request's share that it would save.
         high: Upper ends.
+        saved_ns: Time that it would save in all of these requests, middle of the interval.
     """
 
     finding: Finding
@@ -126,6 +127,7 @@ class FindingSum:
     requests: int = 0
     low: array[float] = field(default_factory=lambda: array("d"))
     high: array[float] = field(default_factory=lambda: array("d"))
+    saved_ns: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -314,8 +316,8 @@ class Digest:
 
     @property
     def ranked_findings(self) -> tuple[FindingSum, ...]:
-        """What can be gained most, over all requests, first."""
-        return tuple(sorted(self.findings.values(), key=lambda each: -sum(each.low) - sum(each.high)))
+        """First what would save most time, over all requests."""
+        return tuple(sorted(self.findings.values(), key=lambda each: -each.saved_ns))
 
     def _setup(self, record: GenerationRecord) -> SetupSum:
         exact = _setup_of(record)
@@ -393,6 +395,7 @@ class Digest:
             if finding.saves is not None:
                 seen.low.append(finding.saves.low)
                 seen.high.append(finding.saves.high)
+                seen.saved_ns += finding.saves.request_share * result.record.wall_ns
 
 
 def digest(

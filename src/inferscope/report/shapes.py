@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inferscope.report.chart import COLOURS, Chart, Drawing, Grid, in_chart
-from inferscope.report.charts import setup_label
+from inferscope.report.charts import FAMILIES_SHOWN, setup_label
 from inferscope.report.phase_sums import median
 from inferscope.report.units import UNKNOWN, count, duration_ns, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inferscope.report.digest import Digest, SetupSum
+    from inferscope.report.digest import Digest, Setup, SetupSum
 
 __all__ = ["Knee", "knee", "shapes"]
 
@@ -65,38 +65,61 @@ def knee(points: list[tuple[int, float]]) -> Knee | None:
 
 def shapes(found: Digest) -> tuple[Chart, ...]:
     """TTFT, TPOT and throughput over batch (over prompt length where there is one batch); () where shapes are few."""
-    setups = [each for each in found.setups.values() if each.setup.batch_size and each.setup.input_len]
-    if len({(each.setup.batch_size, each.setup.input_len) for each in setups}) < LEAST_SHAPES:
+    families: dict[Setup, list[SetupSum]] = defaultdict(list)
+    for each in found.setups.values():
+        if each.setup.batch_size and each.setup.input_len:
+            families[each.setup.family].append(each)
+    enough = [each for each in families.values() if len(each) >= LEAST_SHAPES]
+    curves = [_curves(setups) for setups in sorted(enough, key=len, reverse=True)[:FAMILIES_SHOWN]]
+    if not curves:
         return ()
-    by_batch = len({each.setup.batch_size for each in setups}) > 1
-    lines = _lines(setups, by_batch=by_batch)
-    axis = "batch" if by_batch else "prompt tokens"
-    knees = {name: knee(_times(each)) if by_batch else None for name, each in lines.items()}
     charts = (
-        ("ttft", "TTFT", "ms", lambda each: _scaled(median(each.ttfts_ns), _MS)),
-        ("tpot", "TPOT", "ms", lambda each: _scaled(median(each.tpots_ns), _MS)),
-        ("throughput", "tokens per second", "new tokens per second of a request", _throughput),
+        ("ttft", "TTFT", "ms, median", lambda each: _scaled(median(each.ttfts_ns), _MS)),
+        ("tpot", "TPOT", "ms, median", lambda each: _scaled(median(each.tpots_ns), _MS)),
+        ("throughput", "Throughput", "new tokens per s", _throughput),
     )
     return tuple(
         Chart(
             key=f"shape-{key}",
-            summary=f"Median {name} over {axis}, {len(lines)} curves.",
-            drawings=(_drawing(lines, value, unit, axis, knees if key == "tpot" else {}),),
-            grid=_grid(lines, knees) if key == "tpot" else None,
+            summary=f"{name} over {curves[0].axis}{_knee_words(curves) if key == 'tpot' else ''}",
+            drawings=tuple(_drawing(each, value, unit, knees=key == "tpot") for each in curves),
+            choose="Of" if len(curves) > 1 else "",
+            grid=_grid(curves) if key == "tpot" else None,
         )
         for key, name, unit, value in charts
     )
 
 
-def _lines(setups: list[SetupSum], *, by_batch: bool) -> dict[str, list[SetupSum]]:
-    several = len({each.setup.family for each in setups}) > 1
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Curves:
+    """One model's curves, each along the sizes of `axis`, and the knees of their times per token."""
+
+    label: str
+    axis: str
+    lines: dict[str, list[SetupSum]]
+    knees: dict[str, Knee]
+
+
+def _curves(setups: list[SetupSum]) -> _Curves:
+    by_batch = len({each.setup.batch_size for each in setups}) > 1
     lines: dict[str, list[SetupSum]] = defaultdict(list)
     for each in setups:
-        size = f"{each.setup.input_len:,} tokens in" if by_batch else f"batch {each.setup.batch_size:,}"
-        lines[f"{setup_label(each.setup, sizes=False)} · {size}" if several else size].append(each)
+        lines[f"{each.setup.input_len:,} tokens in" if by_batch else f"batch {each.setup.batch_size:,}"].append(each)
     order = "batch_size" if by_batch else "input_len"
-    kept = sorted(lines.items(), key=lambda item: -len(item[1]))[:CURVES]
-    return {name: sorted(each, key=lambda one: getattr(one.setup, order)) for name, each in kept}
+    longest = sorted(lines.items(), key=lambda item: -len(item[1]))[:CURVES]
+    kept = {name: sorted(each, key=lambda one: getattr(one.setup, order)) for name, each in longest}
+    knees = {name: found for name, each in kept.items() if by_batch and (found := knee(_times(each))) is not None}
+    label = setup_label(setups[0].setup, sizes=False)
+    return _Curves(label=label, axis="batch" if by_batch else "prompt tokens", lines=kept, knees=knees)
+
+
+def _knee_words(curves: list[_Curves]) -> str:
+    said = [f"{name}: {_where(one)}" for each in curves for name, one in each.knees.items()]
+    return f", knees: {'; '.join(said)}" if said else ""
+
+
+def _where(one: Knee) -> str:
+    return one.note if one.batch_size is None else f"batch {ratio(one.batch_size)} ({one.note})"
 
 
 def _times(line: list[SetupSum]) -> list[tuple[int, float]]:
@@ -115,14 +138,8 @@ def _scaled(value: float | None, unit: float) -> float | None:
     return None if value is None else value / unit
 
 
-def _drawing(
-    lines: dict[str, list[SetupSum]],
-    value: Callable[[SetupSum], float | None],
-    unit: str,
-    axis: str,
-    knees: dict[str, Knee | None],
-) -> Drawing:
-    colours = list(COLOURS.values())
+def _drawing(curves: _Curves, value: Callable[[SetupSum], float | None], unit: str, *, knees: bool) -> Drawing:
+    axis, colours = curves.axis, list(COLOURS.values())
     hover = f"%{{fullData.name}}<br>{axis} %{{x}}: %{{y:.4g}}, %{{customdata}} requests<extra></extra>"
     field = "batch_size" if axis == "batch" else "input_len"
     data = [
@@ -136,63 +153,51 @@ def _drawing(
             "hovertemplate": hover,
             "marker": {"symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 8},
             "line": {"color": colours[number % len(colours)]},
+            "meta": "curve",
         }
-        for number, (name, line) in enumerate(lines.items())
+        for number, (name, line) in enumerate(curves.lines.items())
     ]
-    marks = [
-        (number, one) for number, one in enumerate(knees.values()) if one is not None and one.batch_size is not None
-    ]
-    for number, one in marks:
-        where = one.batch_size or 0.0
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": f"knee at batch {ratio(where)}",
-                "x": [where],
-                "y": [(one.fixed_ns + one.per_sequence_ns * where) / _MS],
-                "marker": {
-                    "symbol": "circle-open-dot",
-                    "size": 15,
-                    "color": colours[number % len(colours)],
-                    "line": {"width": 2},
-                },
-                "hovertemplate": "%{fullData.name}: twice the fixed time of a pass<extra></extra>",
-                "meta": "knee",
-            }
-        )
+    if knees:
+        data += [_knee_mark(one) for one in curves.knees.values() if one.batch_size is not None]
+    sizes = sorted({getattr(each.setup, field) for line in curves.lines.values() for each in line})
     layout = {
-        "height": 360,
-        "xaxis": {"type": "log", "dtick": 0.30102999566398120, "title": {"text": axis}, "tickformat": ",d"},
+        "height": 340,
+        "xaxis": {"type": "log", "tickvals": sizes, "title": {"text": axis}},
         "yaxis": {"title": {"text": unit}, "rangemode": "tozero"},
-        "legend": {"orientation": "h", "y": -0.25},
+        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom"},
     }
-    return Drawing(label="", data=data, layout=layout)
+    return Drawing(label=curves.label, data=data, layout=layout)
 
 
-def _grid(lines: dict[str, list[SetupSum]], knees: dict[str, Knee | None]) -> Grid:
-    rows = []
-    for name, line in lines.items():
-        one = knees.get(name)
-        where = (
-            UNKNOWN
-            if one is None
-            else one.note
-            if one.batch_size is None
-            else f"batch {ratio(one.batch_size)} ({one.note})"
+def _knee_mark(one: Knee) -> dict[str, Any]:
+    where = one.batch_size or 0.0
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": f"knee at batch {ratio(where)}",
+        "x": [where],
+        "y": [(one.fixed_ns + one.per_sequence_ns * where) / _MS],
+        "marker": {"symbol": "circle-open-dot", "size": 15, "color": COLOURS["red"], "line": {"width": 2}},
+        "hovertemplate": "%{fullData.name}: twice the fixed time of a pass<extra></extra>",
+        "meta": "knee",
+    }
+
+
+def _grid(curves: list[_Curves]) -> Grid:
+    rows = tuple(
+        (
+            each_curves.label,
+            count(each.setup.batch_size),
+            count(each.setup.input_len),
+            count(each.requests),
+            duration_ns(median(each.ttfts_ns)),
+            duration_ns(median(each.tpots_ns)),
+            f"{ratio(_throughput(each))} token/s",
+            _where(each_curves.knees[name]) if name in each_curves.knees else UNKNOWN,
         )
-        rows += [
-            (
-                name,
-                count(each.setup.batch_size),
-                count(each.setup.input_len),
-                count(each.requests),
-                duration_ns(median(each.ttfts_ns)),
-                duration_ns(median(each.tpots_ns)),
-                f"{ratio(_throughput(each))} token/s",
-                where,
-            )
-            for each in line
-        ]
-    heading = ("curve", "batch", "prompt tokens", "requests", "TTFT", "TPOT", "throughput", "knee of TPOT")
-    return Grid(heading=heading, rows=tuple(rows))
+        for each_curves in curves
+        for name, line in each_curves.lines.items()
+        for each in line
+    )
+    heading = ("of what", "batch", "prompt tokens", "requests", "TTFT", "TPOT", "throughput", "knee of TPOT")
+    return Grid(heading=heading, rows=rows)

@@ -14,7 +14,7 @@ from inferscope.report.units import UNKNOWN, clean, count, duration_ns, percent,
 
 if TYPE_CHECKING:
     from inferscope.report.changes import Changes
-    from inferscope.report.digest import Digest, FindingSum
+    from inferscope.report.digest import Digest, FindingSum, SetupSum
     from inferscope.report.phase_sums import PhaseSum
     from inferscope.report.summary import FindingText
     from inferscope.specs import DeviceSpec
@@ -44,7 +44,6 @@ _HOLDS = {
     "communication": "communication between devices",
 }
 _MOSTLY = 0.5
-_FEW = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,30 +99,36 @@ def headline(found: Digest) -> tuple[str, str]:
     if not family.phases or not family.wall_ns:
         return f"{count(found.count)} requests, and no phase in them that could be told.", ""
     phase = max(family.phases.values(), key=lambda each: each.wall_ns)
-    whose = (
-        "" if len(families) == 1 else f" ({percent(family.wall_ns / wall_ns)} of the time of all {count(found.count)})"
+    lead = f"{family.setup.model}: {phase.name} takes {percent(phase.wall_ns / family.wall_ns)} of the time, "
+    return clean(lead + _held_back(phase)), clean(f"{_counted(found, family, wall_ns)} {_doubt(phase)}{_helps(found)}")
+
+
+def _counted(found: Digest, family: SetupSum, wall_ns: int) -> str:
+    text = f"{_requests(family.requests)} took {duration_ns(family.wall_ns)}"
+    if len(found.families) == 1:
+        return f"{text}."
+    return (
+        f"{text}, {percent(family.wall_ns / wall_ns)} of the time of all {count(found.count)}; the others stand below."
     )
-    lead = (
-        f"{phase.name.capitalize()} takes {percent(phase.wall_ns / family.wall_ns)} of the "
-        f"{duration_ns(family.wall_ns)} that {_requests(family.requests)} of {setup_label(family.setup, sizes=False)} "
-        f"took{whose}; "
-    )
-    return clean(lead + _held_back(phase)), clean(_helps(found))
 
 
 def _held_back(phase: PhaseSum) -> str:
     shares = list(phase.shares.items())
     if not shares:
         reason = phase.reasons.most_common(1)[0][0] if phase.reasons else "nothing is known about it"
-        return f"what holds it back is not known: {reason}."
+        return f"and what holds it back is not known: {reason}."
     (first, share), *rest = shares
-    text = f"what holds it back most is {_HOLDS.get(first, first)} ({percent(share)} of it)"
+    text = f"held back most by {_HOLDS.get(first, first)} ({percent(share)} of it)"
     if rest:
-        text += f", then {_HOLDS.get(rest[0][0], rest[0][0])} ({percent(rest[0][1])})"
-    judged = sum(phase.bounds.values())
-    if judged and phase.low_confidence > _MOSTLY * judged and phase.reasons:
-        text += f". Confidence is low: {phase.reasons.most_common(1)[0][0]}"
+        text += f", then by {_HOLDS.get(rest[0][0], rest[0][0])} ({percent(rest[0][1])})"
     return text + "."
+
+
+def _doubt(phase: PhaseSum) -> str:
+    judged = sum(phase.bounds.values())
+    if phase.shares and phase.low_confidence > _MOSTLY * judged and phase.reasons:
+        return f"Confidence in that is low: {phase.reasons.most_common(1)[0][0]}. "
+    return ""
 
 
 def _helps(found: Digest) -> str:
@@ -132,8 +137,8 @@ def _helps(found: Digest) -> str:
         return "No finding says what would help." if found.findings else "Nothing stands out that would help."
     best = useful[0]
     return (
-        f"Most to gain: {best.finding.action} It would save {percent(median(best.low))} to "
-        f"{percent(median(best.high))} of a request (estimated; finding {best.finding.code})."
+        f"Most to gain ({best.finding.phase or 'request'}, {percent(median(best.low))} to {percent(median(best.high))} "
+        f"of a request, estimated): {best.finding.action}"
     )
 
 
@@ -256,7 +261,7 @@ def _confidence(phase: PhaseSum) -> str:
         return UNKNOWN
     if not phase.low_confidence:
         return f"high in all {count(judged)}"
-    why = "; ".join(reason for reason, _ in phase.reasons.most_common(_FEW))
+    why = next((reason for reason, _ in phase.reasons.most_common(1)), "no reason given")
     return f"low in {count(phase.low_confidence)} of {count(judged)}: {why}"
 
 

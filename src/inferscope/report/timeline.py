@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from inferscope.report.chart import COLOURS, PHASES, Chart, Drawing, Grid, in_chart
+from inferscope.report.chart import COLOURS, PHASES, Chart, Drawing, Grid, in_chart, short_id, time_axis
 from inferscope.report.units import UNKNOWN, count, duration_ns
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ __all__ = ["lanes_missing", "timeline"]
 
 PASSES_DRAWN = 400
 """Bars in one lane; more passes than that are drawn several to a bar, and said so."""
-_MS = 1e6
 
 
 def timeline(kept: Sequence[Result]) -> Chart | None:
@@ -69,21 +68,25 @@ def _drawing(record: GenerationRecord) -> Drawing:
     bars = [*_phase_bars(record), *_pass_bars(record.pass_samples), *_slow_bars(record), *_device_bars(record)]
     kinds = list(dict.fromkeys(kind for *_, kind, _ in bars))
     lanes = list(dict.fromkeys(lane for lane, *_ in bars))
+    unit_ns, unit = time_axis(record.wall_ns)
     missing = lanes_missing(record)
     title = f"not drawn: {missing}" if missing else ""
     layout = {
         "height": 150 + 44 * len(lanes),
         "barmode": "overlay",
-        "xaxis": {"title": {"text": "ms from the start of the request"}, "range": [0, record.wall_ns / _MS * 1.01]},
+        "xaxis": {
+            "title": {"text": f"{unit} from the start of the request"},
+            "range": [0, record.wall_ns / unit_ns * 1.01],
+        },
         "yaxis": {"autorange": "reversed", "automargin": True, "categoryarray": lanes, "categoryorder": "array"},
         "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom"},
         "meta": title,
     }
-    label = f"{record.request_id[:8]} · {duration_ns(record.wall_ns)} · {record.model.name}"
-    return Drawing(label=label, data=[_trace(kind, bars) for kind in kinds], layout=layout)
+    label = f"{short_id(record.request_id)} · {duration_ns(record.wall_ns)} · {record.model.name}"
+    return Drawing(label=label, data=[_trace(kind, bars, unit_ns) for kind in kinds], layout=layout)
 
 
-def _trace(kind: str, bars: list[_Bar]) -> dict[str, Any]:
+def _trace(kind: str, bars: list[_Bar], unit_ns: float) -> dict[str, Any]:
     mine = [bar for bar in bars if bar[3] == kind]
     name = kind.partition("/")[0].removeprefix("device ").removeprefix("slow ")
     _, colour = PHASES.get(name, ("", COLOURS["grey"]))
@@ -93,15 +96,15 @@ def _trace(kind: str, bars: list[_Bar]) -> dict[str, Any]:
         "orientation": "h",
         "name": in_chart(kind),
         "y": [lane for lane, *_ in mine],
-        "base": [start / _MS for _, start, *_ in mine],
-        "x": [length / _MS for _, _, length, *_ in mine],
+        "base": [start / unit_ns for _, start, *_ in mine],
+        "x": [length / unit_ns for _, _, length, *_ in mine],
         "text": [in_chart(words) for *_, words in mine],
         "textposition": "none",
         "hovertemplate": "%{text}<extra></extra>",
         "marker": {
             "color": _OWN_COLOURS.get(kind, colour),
             "line": {"width": 0.5, "color": "rgba(127,127,127,.6)"},
-            "pattern": {"shape": pattern, "size": 5, "solidity": 0.4},
+            "pattern": {"shape": pattern, "size": 6, "solidity": 0.35, "fillmode": "overlay", "fgcolor": "#fff"},
         },
     }
 
