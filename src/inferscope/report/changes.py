@@ -111,13 +111,13 @@ def compared(result: Any) -> Changes:  # noqa: ANN401 - read by its attributes, 
         if each.kind == "time" and each.ratio is not None
     )
     notes = [f"not the same work: {each.what} was {each.baseline}, is {each.candidate}" for each in result.differences]
-    notes += [f"verdict on {each.phase}: was {each.baseline}, is {each.candidate}" for each in _flips(result)]
-    method = f"Requests matched: {result.matching}. Each interval holds for itself in 95 of 100 cases."
+    notes += [f"the verdict on {each.phase} was {each.baseline}, is {each.candidate}" for each in _flips(result)]
+    method = f"Requests matched: {result.matching}; intervals as inferscope compare has them."
     return Changes(rows=rows, method=method, notes=tuple(clean(note) for note in (*notes, *result.notes)))
 
 
 def _flips(result: Any) -> list[Any]:  # noqa: ANN401 - as above
-    return [each for each in result.verdicts if getattr(each, "baseline", None) != getattr(each, "candidate", None)]
+    return [each for each in result.verdicts if each.flipped]
 
 
 def _by_work(found: Digest) -> dict[Setup, SetupSum]:
@@ -147,7 +147,7 @@ def change_grid(changes: Changes) -> Grid:
     numbers = tuple(
         (None, each.before_ns, each.after_ns, None, None, each.ratio, each.low, None) for each in changes.rows
     )
-    heading = ("what", "before", "after", "requests before", "after", "ratio", "interval", "verdict")
+    heading = ("what", "before", "after", "requests before", "requests after", "ratio", "interval", "verdict")
     return Grid(heading=heading, rows=rows, numbers=numbers)
 
 

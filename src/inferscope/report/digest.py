@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Digest", "FindingSum", "Row", "Setup", "SetupSum", "SlowPass", "digest", "everything"]
 
-DIAGNOSED = 2_000
+DIAGNOSED = 1_000
 """Of how many records, about, an opinion is formed."""
 ROWS = 30
 """How many requests, about, are shown one by one, besides the slowest."""

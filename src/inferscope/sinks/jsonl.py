@@ -243,13 +243,14 @@ def _fields(kind: type) -> tuple[str, ...]:
 
 
 def _numbers_fine(value: object, *, signed: bool) -> bool:
-    if value is None or isinstance(value, (bool, str)):
+    kind = type(value)  # exact types, which the decoder makes: this runs for every number of every record
+    if kind is int or kind is float:
+        return (-_INT64 if signed else 0) <= value < _INT64  # type: ignore[operator]
+    if kind is str or kind is bool or value is None:
         return True
-    if isinstance(value, (int, float)):
-        return (-_INT64 if signed else 0) <= value < _INT64
-    if isinstance(value, tuple):
-        return all(_numbers_fine(item, signed=signed) for item in value)
-    names = _fields(type(value))  # type: ignore[arg-type]
+    if kind is tuple:
+        return all(_numbers_fine(item, signed=signed) for item in value)  # type: ignore[attr-defined]
+    names = _fields(kind)  # type: ignore[arg-type]
     return all(_numbers_fine(getattr(value, name), signed=signed or name in _SIGNED) for name in names)
 
 
