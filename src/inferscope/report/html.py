@@ -61,7 +61,9 @@ def page(report: Report) -> str:
         from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise MissingExtraError(f"{error}: install inferscope with its extra [report]") from error
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_printable
+    )
     drawn = _charts(report)
     plotly, script = get_plotlyjs().replace("\r", ""), _asset("page.js")
     return environment.from_string(_asset("page.html.j2")).render(
@@ -74,6 +76,11 @@ def page(report: Report) -> str:
         plotly=plotly,
         script=script,
     )
+
+
+def _printable(value: object) -> object:
+    """Plain text without what steers its direction or breaks its lines; what the template itself made, as it is."""
+    return clean(value) if type(value) is str else value
 
 
 def _charts(report: Report) -> dict[str, Any]:
