@@ -45,7 +45,7 @@ _PIECE_BYTES = 1 << 20
 
 
 def report(
-    records: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Files of records (.jsonl).")],
+    records: Annotated[list[Path], typer.Argument(metavar="FILES", help="Files of records (.jsonl).")],
     *,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; for html report.html, else standard output.")

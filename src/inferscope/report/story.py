@@ -169,9 +169,10 @@ def overhead(found: Digest) -> str:
     own = total.parts["", "self"]
     passes = sum(phase.passes for phase in total.phases.values())
     share = percent(own / total.wall_ns if total.wall_ns else None)
+    recording = ", recording operators included" if found.operators.by_key else ""
     return (
         f"inferscope itself took {duration_ns(own)} inside the requests: {share} "
-        f"of their wall, {duration_ns(own / passes) if passes else UNKNOWN} per pass, measured."
+        f"of their wall, {duration_ns(own / passes) if passes else UNKNOWN} per pass{recording}, measured."
     )
 
 

@@ -26,10 +26,12 @@
     return { ink: of("--ink"), line: of("--line"), paper: of("--paper"), dim: of("--dim") };
   }
 
-  function dressed(layout) {
+  function dressed(key, layout) {
     const { ink, line, paper, dim } = colours();
     const axis = { gridcolor: line, zerolinecolor: line, linecolor: dim, ticks: "outside", tickcolor: line, fixedrange: !wide.matches };
-    const narrow = wide.matches ? {} : { tickfont: { size: 10 }, title: { ...(layout.xaxis || {}).title, font: { size: 11 } } };
+    // On a narrow screen the words beside the last bars of the ledger need more room.
+    const room = key === "ledger" && !wide.matches ? { range: [0, layout.xaxis.range[1] * 1.35] } : {};
+    const narrow = wide.matches ? {} : { ...room, tickfont: { size: 10 }, title: { ...(layout.xaxis || {}).title, font: { size: 11 } } };
     return {
       ...layout,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -47,7 +49,7 @@
     const one = charts[key][index];
     drawn[key] = index;
     document.getElementById(`note-${key}`).textContent = one.layout.meta || "";
-    return Plotly.react(`chart-${key}`, structuredClone(one.data), dressed(one.layout),
+    return Plotly.react(`chart-${key}`, structuredClone(one.data), dressed(key, one.layout),
       { responsive: true, displaylogo: false, displayModeBar: wide.matches ? "hover" : false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] });
   }
 
