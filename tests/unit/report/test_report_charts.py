@@ -157,13 +157,16 @@ def test_different_work_is_not_compared(found, device):
 
 
 def test_labels_hold_no_markup_of_plotly_s():
-    hostile = replace(
-        make_record(), request_id="<b>bold</b>\u2028", model=replace(make_record().model, name="<a href=x>")
-    )
+    record = make_record()
+    phases = tuple(replace(phase, name="<a href=x>\u2028") for phase in record.phases)
+    hostile = make_record(phases=phases, request_id="0123<b>")
     one = digest([hostile], expected=1, device_of=lambda _: None)
-    data = json.dumps([each.data for each in (*charts.ledgers(one).drawings, *timeline(one.kept).drawings)])
+    drawn = (charts.ledger(one), charts.ledgers(one), timeline(one.kept))
+    data = json.dumps([drawing.data for each in drawn for drawing in each.drawings], ensure_ascii=False)
+    assert "&lt;a href=x&gt;" in data
     assert "<a" not in data
     assert "<b>" not in data
+    assert "\u2028" not in data
 
 
 def test_times_stay_within_the_histogram_s_ends(drawn, found):

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from inferscope.errors import CacheUnwritableError
+from inferscope.report import html
 from inferscope.report.changes import medians
 from inferscope.report.digest import digest
 from inferscope.report.document import document, document_text
@@ -147,6 +148,12 @@ def test_hostile_text_is_text(real_page):
     assert _outline(text).scripts == _outline(real_page).scripts == 3
 
 
+def test_data_in_the_page_cannot_end_its_script():
+    made = html._json({"</script><!--": "&amp;\u2028"})
+    assert not set("<>&\u2028") & set(made)
+    assert json.loads(made) == {"</script><!--": "&amp;\u2028"}
+
+
 def test_first_comes_what_holds_requests_back_then_what_helps(real):
     lead, help_ = headline(real.found)
     assert lead.startswith("SmolLM2-135M-Instruct: decode takes ")
@@ -169,10 +176,6 @@ def test_markdown_is_markdown_whatever_the_records_say(real):
     assert "<script>" not in hostile.replace("\\<script\\>", "")
     assert "@all" not in hostile
     assert "\u2028" not in hostile
-    rows = [line.replace("\\|", "").count("|") for line in hostile.splitlines() if line.startswith("|")]
-    tables = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("| phase")]
-    assert rows
-    assert tables is not None
 
 
 def test_json_is_what_the_reference_describes(real):
