@@ -130,6 +130,14 @@ def test_another_request_can_be_chosen(desktop, report):
     )
 
 
+def test_curves_of_one_model_are_chosen_together(desktop):
+    desktop.tab.select_option("select[data-for=shape-ttft]", "1")
+    assert desktop.ask("document.querySelector('select[data-for=shape-throughput]').value") == "1"
+    assert desktop.ask("document.querySelector('select[data-for=ledger]').value") == "0"  # offers something else
+    desktop.tab.select_option("select[data-for=shape-tpot]", "0")
+    assert desktop.ask("document.querySelector('select[data-for=shape-ttft]').value") == "0"
+
+
 def test_the_theme_follows_the_system_until_it_is_chosen(desktop):
     paper = "getComputedStyle(document.body).backgroundColor"
     light = desktop.ask(paper)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inferscope.hardware.catalog import catalog
 from inferscope.records import DeviceTime, PassSample
 from inferscope.report import charts
-from inferscope.report.changes import change_chart, medians
+from inferscope.report.changes import change_chart, compared, medians
 from inferscope.report.digest import digest
 from inferscope.report.shapes import knee, shapes
 from inferscope.report.timeline import PASSES_DRAWN, lanes_missing, timeline
@@ -154,6 +154,20 @@ def test_different_work_is_not_compared(found, device):
     same = medians(found, found)
     assert {each.ratio for each in same.rows} == {1.0}
     assert {each.verdict for each in same.rows} == {"no interval"}
+
+
+def test_a_comparison_brings_its_intervals_and_answers(device):
+    comparison = pytest.importorskip("inferscope.analysis.comparison", reason="compare is not part of this version")
+    before, after = read_records(RECORDS / "eager.jsonl"), read_records(RECORDS / "requests.jsonl")
+    result = comparison.compare(before, after, ceilings=lambda _: device)
+    changes = compared(result)
+    tpot = next(each for each in changes.rows if each.what == "tpot")
+    told = result.change("tpot")
+    assert (tpot.ratio, tpot.low, tpot.high) == (told.ratio.value, told.ratio.low, told.ratio.high)
+    assert tpot.verdict.startswith(told.answer)
+    assert any("attention" in note for note in changes.notes)
+    marks = change_chart(changes).drawings[0].data[0]
+    assert len(marks["x"]) == len(changes.rows)
 
 
 def test_labels_hold_no_markup_of_plotly_s():

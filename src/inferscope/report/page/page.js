@@ -70,6 +70,16 @@
     body.append(...rows);
   }
 
+  // Charts that offer the same choices belong together and change together.
+  function choose(select) {
+    const offers = (one) => [...one.options].map((option) => option.text).join("\n");
+    for (const other of document.querySelectorAll("select[data-for]")) {
+      if (other !== select && offers(other) !== offers(select)) continue;
+      other.value = select.value;
+      draw(other.dataset.for, Number(select.value));
+    }
+  }
+
   document.getElementById("theme").addEventListener("click", () => {
     choice = choices[(choices.indexOf(choice) + 1) % choices.length];
     remember(choice);
@@ -80,7 +90,7 @@
   addEventListener("beforeprint", () => paint("light"));
   addEventListener("afterprint", () => paint());
   for (const button of document.querySelectorAll("table.sortable th button")) button.addEventListener("click", () => sort(button));
-  for (const select of document.querySelectorAll("select[data-for]")) select.addEventListener("change", () => draw(select.dataset.for, Number(select.value)));
+  for (const select of document.querySelectorAll("select[data-for]")) select.addEventListener("change", () => choose(select));
   paint();
   Promise.all(Object.keys(charts).map((key) => draw(key, 0))).then(() => { root.dataset.ready = "1"; });
 })();
