@@ -27,8 +27,8 @@ class Change:
         what: The quantity, and of what.
         before_ns: Median; None where unknown.
         after_ns: Median; None where unknown.
-        before_requests: On how many it rests.
-        after_requests: On how many it rests.
+        before_count: On how many observations it rests: requests, or medians of turns.
+        after_count: Likewise.
         ratio: After over before; None where one is unknown.
         low: Lower end of the ratio's interval; None where there is none.
         high: Upper end.
@@ -38,8 +38,8 @@ class Change:
     what: str
     before_ns: float | None
     after_ns: float | None
-    before_requests: int | None
-    after_requests: int | None
+    before_count: int | None
+    after_count: int | None
     ratio: float | None
     low: float | None = None
     high: float | None = None
@@ -76,8 +76,8 @@ def medians(baseline: Digest, found: Digest) -> Changes:
                     what=f"{name} · {label}",
                     before_ns=first,
                     after_ns=second,
-                    before_requests=len(olds),
-                    after_requests=len(news),
+                    before_count=len(olds),
+                    after_count=len(news),
                     ratio=second / first if first and second is not None else None,
                 )
             )
@@ -100,8 +100,8 @@ def compared(result: Any) -> Changes:  # noqa: ANN401 - read by its attributes, 
             what=each.metric,
             before_ns=each.baseline,
             after_ns=each.candidate,
-            before_requests=each.baseline_requests,
-            after_requests=each.candidate_requests,
+            before_count=each.baseline_observations,
+            after_count=each.candidate_observations,
             ratio=each.ratio.value if each.ratio is not None else None,
             low=each.ratio.low if each.ratio is not None else None,
             high=each.ratio.high if each.ratio is not None else None,
@@ -136,8 +136,8 @@ def change_grid(changes: Changes) -> Grid:
             each.what,
             duration_ns(each.before_ns),
             duration_ns(each.after_ns),
-            count(each.before_requests),
-            count(each.after_requests),
+            count(each.before_count),
+            count(each.after_count),
             UNKNOWN if each.ratio is None else f"× {ratio(each.ratio)}",  # noqa: RUF001 - times
             UNKNOWN if each.low is None or each.high is None else f"{ratio(each.low)} to {ratio(each.high)}",
             each.verdict,
@@ -147,7 +147,7 @@ def change_grid(changes: Changes) -> Grid:
     numbers = tuple(
         (None, each.before_ns, each.after_ns, None, None, each.ratio, each.low, None) for each in changes.rows
     )
-    heading = ("what", "before", "after", "requests before", "requests after", "ratio", "interval", "verdict")
+    heading = ("what", "before", "after", "n before", "n after", "ratio", "interval", "verdict")
     return Grid(heading=heading, rows=rows, numbers=numbers)
 
 
