@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from inferscope.report.chart import COLOURS, Chart, Drawing, Grid, in_chart
-from inferscope.report.charts import setup_label
+from inferscope.report.chart import COLOURS, Chart, Drawing, Grid, in_chart, setup_label
 from inferscope.report.digest import SetupSum
 from inferscope.report.phase_sums import median
 from inferscope.report.units import UNKNOWN, clean, count, duration_ns, ratio

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inferscope.report.summary import KINDS
 from inferscope.report.units import clean
+
+if TYPE_CHECKING:
+    from inferscope.report.digest import Setup
 
 __all__ = [
     "COLOURS",
@@ -21,6 +24,7 @@ __all__ = [
     "in_chart",
     "part_colour",
     "pattern",
+    "setup_label",
     "short_id",
     "time_axis",
 ]
@@ -121,6 +125,16 @@ def time_axis(most_ns: float) -> tuple[float, str]:
         if most_ns >= factor * _LEAST_UNITS:
             return factor, unit
     return 1e3, "µs"
+
+
+def setup_label(setup: Setup, *, sizes: bool = True) -> str:
+    """A setup in words."""
+    parts = [setup.model, setup.dtype, setup.attention, setup.device]
+    if sizes and setup.batch_size is not None:
+        parts.append(f"batch {setup.batch_size:,}")
+    if sizes and setup.input_len is not None:
+        parts.append(f"{setup.input_len:,} tokens in")
+    return " · ".join(part for part in parts if part)
 
 
 def short_id(request_id: str) -> str:

@@ -15,6 +15,7 @@ from inferscope.report.chart import (
     in_chart,
     part_colour,
     pattern,
+    setup_label,
     short_id,
     time_axis,
 )
@@ -24,12 +25,12 @@ from inferscope.report.units import UNKNOWN, count, duration_ns, percent, ratio,
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from inferscope.report.digest import Digest, Row, Setup, SetupSum
+    from inferscope.report.digest import Digest, Row, SetupSum
     from inferscope.report.operator_sums import OperatorKey, OperatorSum
     from inferscope.report.phase_sums import PhaseSum
     from inferscope.specs import Ceiling, DeviceSpec
 
-__all__ = ["FAMILIES_SHOWN", "gaps", "ledger", "ledgers", "roofline", "setup_label"]
+__all__ = ["FAMILIES_SHOWN", "gaps", "ledger", "ledgers", "roofline"]
 
 FAMILIES_SHOWN = 8
 GAP_BARS = 60
@@ -37,16 +38,6 @@ _GAMMA = 1.02
 _MS = 1e6
 _DECADE = 1.6
 _MINOR = {"ticks": "outside", "showgrid": False, "dtick": "D1"}
-
-
-def setup_label(setup: Setup, *, sizes: bool = True) -> str:
-    """A setup in words."""
-    parts = [setup.model, setup.dtype, setup.attention, setup.device]
-    if sizes and setup.batch_size is not None:
-        parts.append(f"batch {setup.batch_size:,}")
-    if sizes and setup.input_len is not None:
-        parts.append(f"{setup.input_len:,} tokens in")
-    return " · ".join(part for part in parts if part)
 
 
 def roofline(found: Digest, device: DeviceSpec, datasheet: DeviceSpec | None, *, number: int = 0) -> Chart | None:

@@ -6,8 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inferscope.report.chart import COLOURS, Chart, Drawing, Grid, in_chart
-from inferscope.report.charts import FAMILIES_SHOWN, setup_label
+from inferscope.report.chart import COLOURS, Chart, Drawing, Grid, in_chart, setup_label
+from inferscope.report.charts import FAMILIES_SHOWN
 from inferscope.report.phase_sums import median
 from inferscope.report.units import UNKNOWN, count, duration_ns, ratio
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from inferscope.report.chart import Grid
-from inferscope.report.charts import setup_label
+from inferscope.report.chart import Grid, setup_label
 from inferscope.report.phase_sums import median
 from inferscope.report.summary import finding_texts
 from inferscope.report.units import UNKNOWN, clean, count, duration_ns, percent, ratio, scaled
