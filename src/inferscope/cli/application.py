@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import inferscope
-from inferscope.cli import calibrate, compare, demo, import_ncu, import_nsys, lint, predict, run, watch
+from inferscope.cli import calibrate, compare, demo, import_ncu, import_nsys, lint, predict, report, run, watch
 
 __all__ = ["app"]
 
@@ -24,6 +24,7 @@ app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("lint", epilog=lint.EXAMPLES)(lint.lint)
 app.command("run", epilog=run.EXAMPLES, context_settings=run.CONTEXT)(run.run)
+app.command("report", epilog=report.EXAMPLES)(report.report)
 app.command("watch", epilog=watch.EXAMPLES)(watch.watch)
 app.command("import-ncu", epilog=import_ncu.EXAMPLES)(import_ncu.import_ncu)
 app.command("import-nsys", epilog=import_nsys.EXAMPLES)(import_nsys.import_nsys)
