@@ -30,8 +30,8 @@ __all__ = ["JsonlSink", "iter_records", "read_records"]
 LINE_LIMIT_BYTES = 64 * 2**20
 _INT64 = 2**63
 _LAST_BUCKET = QuantileSketch.bucket(_INT64)
-# Signed by nature: a remainder, coefficients of a polynomial, what a caller asked for.
-_SIGNED = frozenset({"residual_ns", "closure_ns", "cost", "options"})
+# Signed by nature: a remainder, coefficients of a polynomial, what a caller asked for, a difference of two means.
+_SIGNED = frozenset({"residual_ns", "closure_ns", "cost", "options", "own_overhead"})
 _BROKEN = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
 
