@@ -373,6 +373,7 @@ class StepCount:
         source: "native" (counted at the driver) or "deep" (recorded with torch's profiler).
         samples: Forwards of this kind that were counted, in this request and before.
         launches_before: What the count had settled at before it changed; None where it never has.
+        varies: Whether forwards of this kind do not all launch as many, so that `launches` is the latest count.
     """
 
     name: str
@@ -387,6 +388,7 @@ class StepCount:
     source: Literal["native", "deep"]
     samples: int
     launches_before: int | None = None
+    varies: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import inspect
 import os
-import random
 import sys
 import threading
 import time
@@ -29,13 +28,23 @@ from inferscope import costing, notices
 from inferscope.analysis import diagnosis, verdict
 from inferscope.analysis.findings import find
 from inferscope.capture import intercept, introspect
+from inferscope.capture.arms import arms_of
 from inferscope.capture.frames import CURRENT
 from inferscope.capture.requests import Begun
 from inferscope.errors import CostUnavailableError, InferscopeError, NotAModelError, SettingError
 from inferscope.hardware import calibration, probe
+from inferscope.meters.budget import Governor
 from inferscope.pipeline import Pipeline
+from inferscope.records import OwnOverhead
 from inferscope.report.plain import to_text
-from inferscope.settings import Settings, checked_detail, checked_every, checked_rate
+from inferscope.settings import (
+    Settings,
+    checked_budget,
+    checked_counters,
+    checked_detail,
+    checked_every,
+    checked_rate,
+)
 from inferscope.sinks.base import EarlySink, resolve_sinks
 from inferscope.specs import DeviceSpec, ModelSpec
 
@@ -89,6 +98,7 @@ class _Inbox:
     def __init__(self, session: Session, settings: Settings, sinks: tuple[Sink, ...], model_name: str) -> None:
         self._session = session
         self._sample_rate = settings.sample_rate
+        self._governor = session.governor
         self._sinks = [sink for sink in sinks if isinstance(sink, EarlySink)]
         self._skippable = bool(sinks) and len(self._sinks) == len(sinks)
         self._model_name = model_name
@@ -97,12 +107,16 @@ class _Inbox:
         self.keep_samples = settings.detail == "passes"
         self.plug_every = settings.plug_every
         self.deep_every = settings.deep_every
+        self.counters = settings.counters == "native"
+
+    @property
+    def observed_share(self) -> float:
+        """Share of requests that are wanted: as asked, and as the budget leaves it."""
+        return self._sample_rate * self._governor.observed_share
 
     def begin(
         self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
     ) -> Begun | None:
-        if self._sample_rate < 1 and random.random() >= self._sample_rate:  # noqa: S311 - a sample, not a secret
-            return None
         context = self._context if context is None else context
         skip, span_ids = self._skippable, None
         for sink in self._sinks:
@@ -152,6 +166,7 @@ class Session:
         self._device = device
         self._device_known = device is not None
         self._sinks = sinks
+        self.governor = Governor(settings.overhead_budget, thins=settings.budget_asked)
         self._attachment: intercept.Attachment | None = None
         self._depth = 0
         self._entering = threading.Lock()  # one decorated function runs in many threads
@@ -172,6 +187,7 @@ class Session:
                     )
                 inbox = _Inbox(self, self._settings, self._sinks, introspect.name_of(target))
                 self._attachment = intercept.attach(target, inbox)
+                self.governor.open()
                 _PIPELINE.open()
         return self
 
@@ -183,6 +199,7 @@ class Session:
             self._depth -= 1
             if self._depth == 0 and self._attachment is not None:
                 self._attachment.detach()
+                self.governor.close()
                 self._attachment = None
                 _PIPELINE.close()
 
@@ -312,6 +329,8 @@ class Session:
             rank=_rank(),
             breathe=_PIPELINE.breathe,
         )
+        self.governor.saw(record.wall_ns, record.ledger.self_ns - raw.sampled_ns)
+        record = replace(record, own_overhead=self._own_overhead(raw))
         result = self._judge(record, begun.context)
         _PIPELINE.breathe()
         self._results.append(result)
@@ -320,6 +339,30 @@ class Session:
                 sink(result)
             except Exception as error:  # noqa: BLE001 - a sink's fault is said once and costs the others nothing
                 notices.warn("sink-failed", f"a sink raised {type(error).__name__}: {error}", sink=repr(sink))
+
+    def _own_overhead(self, raw: Finished) -> OwnOverhead:
+        """What observing costs, as far as is known by now; said once where it is more than it may be."""
+        governor = self.governor
+        if governor.exceeds:
+            share, observed = governor.self_share or 0.0, governor.observed_share
+            fewer = f"one request in {1 / observed:.1f} is observed"
+            kept = fewer if observed < 1 else "set it, and fewer requests are observed"
+            notices.warn(
+                "overhead-budget",
+                f"observing takes {share:.1%} of the time and the budget is {governor.share:.1%}: {kept}",
+            )
+        estimate = arms_of(raw.module()).estimate()
+        return OwnOverhead(
+            budget_share=governor.share,
+            observed_share=self._settings.sample_rate * governor.observed_share,
+            self_share=governor.self_share,
+            per_pass_ns=None if estimate is None else estimate.value_ns,
+            low_ns=None if estimate is None else estimate.low_ns,
+            high_ns=None if estimate is None else estimate.high_ns,
+            observed=0 if estimate is None else estimate.observed,
+            bare=0 if estimate is None else estimate.bare,
+            provenance=None if estimate is None else "randomised",
+        )
 
     def _judge(self, record: GenerationRecord, parent_context: object | None) -> Result:
         if not self._device_known:
@@ -454,7 +497,7 @@ def _machine_key(device: str) -> str | None:
         return None
 
 
-def trace(
+def trace(  # noqa: PLR0913 - one keyword per setting
     model: object,
     *,
     detail: str | None = None,
@@ -463,6 +506,8 @@ def trace(
     sample_rate: float | None = None,
     plug_every: int | None = None,
     deep_every: int | None = None,
+    counters: str | None = None,
+    overhead_budget: float | None = None,
 ) -> Session:
     """Observe every `generate` of a model while the session is open.
 
@@ -483,7 +528,12 @@ def trace(
         plug_every: On CUDA, hold the device up before one pass in so many, until it has been issued, to see how long
             it works on it; such a pass takes about twice as long. 0 for none; None reads INFERSCOPE_PLUG_EVERY.
         deep_every: Record the operators of one pass in so many, as `record.phase(...).operators`, and never so often
-            that it costs more than 1 % of the time. 0 for none; None reads INFERSCOPE_DEEP_EVERY.
+            that it costs more than `overhead_budget`; on CUDA, also where the host waits in another such pass. 0 for
+            none; None reads INFERSCOPE_DEEP_EVERY.
+        counters: "native" counts launches, waits and copies at the CUDA driver in some requests, through libcupti;
+            None reads INFERSCOPE_COUNTERS.
+        overhead_budget: Share of the time (0..1) that our own work may take. What is sampled is put off to keep it;
+            where it is set, requests go unobserved, too, once that has to be. None reads INFERSCOPE_OVERHEAD_BUDGET.
 
     Returns:
         A session: context manager, async context manager and decorator.
@@ -491,8 +541,8 @@ def trace(
     Raises:
         NotAModelError: `model` is not a `torch.nn.Module`.
         SinkError: A sink is neither a callable nor a known name.
-        SettingError: `device` is no `DeviceSpec`, or `detail`, `sample_rate`, `plug_every`, `deep_every` or an
-            INFERSCOPE_* variable has a value it cannot have.
+        SettingError: `device` is no `DeviceSpec`, or an argument or an INFERSCOPE_* variable has a value it cannot
+            have.
     """
     settings = Settings.from_environment()
     if detail is not None:
@@ -503,6 +553,11 @@ def trace(
         settings = replace(settings, plug_every=checked_every(plug_every, where="plug_every"))
     if deep_every is not None:
         settings = replace(settings, deep_every=checked_every(deep_every, where="deep_every"))
+    if counters is not None:
+        settings = replace(settings, counters=checked_counters(counters, where="counters"))
+    if overhead_budget is not None:
+        share = checked_budget(overhead_budget, where="overhead_budget")
+        settings = replace(settings, overhead_budget=share, budget_asked=True)
     if device is not None and not isinstance(device, DeviceSpec):
         raise SettingError(f"device={device!r}: expected a DeviceSpec, such as inferscope.calibrate() returns")
     return Session(
@@ -513,7 +568,7 @@ def trace(
     )
 
 
-def instrument(
+def instrument(  # noqa: PLR0913 - one keyword per setting
     model: object,
     *,
     detail: str | None = None,
@@ -522,6 +577,8 @@ def instrument(
     sample_rate: float | None = None,
     plug_every: int | None = None,
     deep_every: int | None = None,
+    counters: str | None = None,
+    overhead_budget: float | None = None,
 ) -> Instrumentation:
     """Observe every `generate` of a model from now on: `trace` for a server, without a block.
 
@@ -533,6 +590,8 @@ def instrument(
         sample_rate: See `trace`.
         plug_every: See `trace`.
         deep_every: See `trace`.
+        counters: See `trace`.
+        overhead_budget: See `trace`.
 
     Returns:
         A handle: `handle.remove()` ends it, `handle.enabled = False` switches it off for a while.
@@ -549,6 +608,8 @@ def instrument(
             sample_rate=sample_rate,
             plug_every=plug_every,
             deep_every=deep_every,
+            counters=counters,
+            overhead_budget=overhead_budget,
         )
     )
 

@@ -58,8 +58,8 @@ VARIABLES = (
     Variable(
         name="INFERSCOPE_COUNTERS",
         default="off",
-        meaning="`native`: on CUDA, count launches, waits and copies at the driver in some requests, and never so often "
-        "that it costs more than the budget.",
+        meaning="`native`: on CUDA, count launches, waits and copies at the driver in some requests, and never so "
+        "often that it costs more than the budget.",
     ),
     Variable(
         name="INFERSCOPE_OVERHEAD_BUDGET",

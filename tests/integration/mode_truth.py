@@ -34,6 +34,8 @@ class Taken:
     keep_samples = True
     plug_every = 0
     deep_every = 0
+    counters = False
+    observed_share = 1.0
 
     def __init__(self):
         self.requests = []

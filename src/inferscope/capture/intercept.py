@@ -13,6 +13,7 @@ import functools
 import threading
 import time
 import weakref
+from random import random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -21,18 +22,20 @@ import opentelemetry.trace
 import wrapt
 
 from inferscope import notices
-from inferscope.capture import continuous, seams, versions
+from inferscope.capture import arms, continuous, seams, versions
 from inferscope.capture.calls import hold, hold_result, is_assistant, prompt_len
 from inferscope.capture.companions import ASSISTANT, ENCODER, Companions, companions_of, encoded, note_encoded
 from inferscope.capture.contention import TRAFFIC
-from inferscope.capture.deep import BothMeters, DeepMeter
+from inferscope.capture.deep import DeepMeter, NestedMeters
 from inferscope.capture.device import PassMeter, meter_of
+from inferscope.capture.driver_counts import CountingMeter, counting_of
 from inferscope.capture.forward import timed_stop_check, watched
 from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Inner, Mark, Request
 from inferscope.capture.loops import LoopFrame, Loops
 from inferscope.capture.requests import RawRequest, new_request_id, restart_request_ids
 from inferscope.errors import NotAModelError
-from inferscope.meters import deep
+from inferscope.meters import counters, deep, sync_points
+from inferscope.meters.budget import BUDGET
 from inferscope.meters.clock import SystemClock
 from inferscope.meters.cuda import cuda_devices_of
 from inferscope.meters.host import GcMeter
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from inferscope.capture.requests import Begun, Finished
     from inferscope.capture.seams import Seam, Wrap
     from inferscope.meters.clock import Clock
+    from inferscope.meters.counters import Counter
 
 __all__ = ["Attachment", "Receiver", "active_requests", "attach", "target_of"]
 
@@ -62,6 +66,11 @@ class Receiver(Protocol):
     keep_samples: bool
     plug_every: int
     deep_every: int
+    counters: bool
+
+    @property
+    def observed_share(self) -> float:
+        """Share of requests that it wants (0..1), chosen by chance."""
 
     def begin(
         self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
@@ -116,7 +125,7 @@ class Attachment:
             if receiver is None:
                 return
             _GC.stop()
-            if receiver.deep_every:
+            if receiver.deep_every or receiver.counters:
                 deep.switch_off()
             module = self._module()
             observed = _registry.get(module) if module is not None else None
@@ -142,9 +151,19 @@ class _Observed:
 
         def open_request(entered_ns: int) -> RawRequest | None:
             instance = gone()
-            return None if instance is None else _open_request(entered_ns, self.receivers, instance, (), {})
+            return None if instance is None else _open_request(entered_ns, self.drawn(), instance, (), {}, loop=True)
 
         self.loops = Loops(module, open_request)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether chance leaves some requests unobserved by everybody."""
+        return all(each.observed_share < 1 for each in self.receivers)
+
+    def drawn(self) -> tuple[Receiver, ...]:
+        """Who observes the request that begins now: of those that want a share of them, chance decides."""
+        wanted = [(each, each.observed_share) for each in self.receivers]
+        return tuple(each for each, share in wanted if share >= 1 or random() < share)  # noqa: S311 - a sample, no secret
 
 
 class _Opened(NamedTuple):
@@ -176,8 +195,8 @@ def attach(model: object, receiver: Receiver) -> Attachment:
         seams.wrap(_all_seams(module, observed.companions))
         observed.receivers = (*observed.receivers, receiver)
         _GC.start()
-    if receiver.deep_every:  # not under the lock, which running requests may need: it can take seconds on CUDA
-        deep.switch_on(cuda=bool(cuda_devices_of(module)))
+    if receiver.deep_every or receiver.counters:  # not under the lock, which running requests may need: on CUDA seconds
+        deep.switch_on(cuda=bool(cuda_devices_of(module)), warm=bool(receiver.deep_every))
     return Attachment(module, receiver)
 
 
@@ -220,6 +239,9 @@ def after_fork() -> None:
     global _lock  # noqa: PLW0603 - a lock is replaced, not shared
     _lock = threading.RLock()
     deep.after_fork()
+    sync_points.after_fork()
+    counters.after_fork()
+    BUDGET.after_fork()
     TRAFFIC.reset()
     continuous.LOOPS.after_fork()
     restart_request_ids()
@@ -311,7 +333,8 @@ def _watched(below: Any) -> Callable[..., Any]:  # noqa: ANN401 - see forward.wa
     seams.hide_from_dynamo(call)
     seams.hide_from_dynamo(encoded)
     own = (_other_frame, _step_aside, Frame.look, LoopFrame.look, Frame.shape, Request.next_chunk, note_encoded)
-    meters = [part for meter in (DeepMeter, BothMeters, PassMeter) for part in (meter.begin, meter.end)]
+    measuring = (DeepMeter, NestedMeters, PassMeter, CountingMeter)
+    meters = [part for meter in measuring for part in (meter.begin, meter.end)]
     for called in (*own, *meters):
         seams.hide_from_dynamo(called, with_calls=True)
     return call
@@ -346,7 +369,38 @@ def _other_frame(frame: Frame | None, module: object) -> Frame | None:
 def _around_generate(
     wrapped: Callable[..., Any], instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - whatever generate returns
-    opened, kwargs = _open(instance, args, kwargs)
+    observed = _registry.get(instance)
+    drawn = () if observed is None else observed.drawn()
+    compares = observed is not None and observed.is_sampled and _current() is None
+    began_ns = _CLOCK.now_ns() if compares else 0
+    opened, given = _open(instance, observed, drawn, args, kwargs)
+    result = _generated(opened, wrapped, args, given)
+    # Observed, or left out by chance; what somebody refused for a reason is in neither arm.
+    if compares and (opened is not None or not drawn):
+        _note_arm(instance, args, kwargs, result, began_ns, observed=opened is not None)
+    return result
+
+
+def _note_arm(
+    instance: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    result: object,
+    began_ns: int,
+    *,
+    observed: bool,
+) -> None:
+    """One request in one of two arms; both have the same two stamps around them."""
+    wall_ns = _CLOCK.now_ns() - began_ns
+    try:
+        arms.note(instance, args, kwargs, result, wall_ns, observed=observed)
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        notices.fault("capture-failed", error)
+
+
+def _generated(
+    opened: _Opened | None, wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:  # noqa: ANN401 - whatever generate returns
     if opened is None and _current() is None:
         return wrapped(*args, **kwargs)
     # Of a model that nobody observes, neither the passes nor the stop checks are those of the request it runs in.
@@ -442,6 +496,7 @@ def _around_compiled_call(
     frame = _current()
     if frame is None or frame.module is not instance:
         return compiled
+    frame.request.compiled = True
     try:
         below = SimpleNamespace(__call__=lambda _self, *args, **kwargs: compiled(*args, **kwargs))
         return functools.partial(_watched(below), instance)
@@ -532,10 +587,14 @@ def _step_aside(frame: Frame, error: Exception) -> None:
 
 
 def _open(
-    instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    instance: torch.nn.Module,
+    observed: _Observed | None,
+    drawn: tuple[Receiver, ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[_Opened | None, dict[str, Any]]:
     """The frame of this call and the arguments to go on with; (None, kwargs) where the call is not ours."""
-    observed, parent = _registry.get(instance), _current()
+    parent = _current()
     inside = parent is not None and not parent.request.in_put and parent.thread == threading.get_ident()
     if observed is None and not (inside and parent is not None and instance in parent.request.companions):
         return None, kwargs
@@ -545,7 +604,7 @@ def _open(
             return (opened if isinstance(opened.frame, Frame) else None), kwargs
         if observed is None:
             return None, kwargs
-        raw = _open_request(_CLOCK.now_ns(), observed.receivers, instance, args, kwargs)
+        raw = _open_request(_CLOCK.now_ns(), drawn, instance, args, kwargs)
         if raw is None:
             return None, kwargs
         if kwargs.get("streamer") is not None:
@@ -611,6 +670,8 @@ def _open_request(
     instance: torch.nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    *,
+    loop: bool = False,
 ) -> RawRequest | None:
     """The request that begins with this call; None where nobody wants it, and then next to nothing was done."""
     started_unix_ns = time.time_ns() - (_CLOCK.now_ns() - entered)  # of the entry, not of this line
@@ -619,7 +680,7 @@ def _open_request(
         return None
     request_id, takers = begun
     request = Request(entered_ns=entered, started_unix_ns=started_unix_ns, clock=_CLOCK)
-    request.meter = _meter_of(instance, request, [receiver for receiver, _ in takers])
+    request.meter = _meter_of(instance, request, [receiver for receiver, _ in takers], loop=loop)
     return RawRequest(
         request,
         hold(args, kwargs),
@@ -629,14 +690,27 @@ def _open_request(
     )
 
 
-def _meter_of(instance: torch.nn.Module, request: Request, takers: Sequence[Receiver]) -> ForwardMeter | None:
+def _meter_of(
+    instance: torch.nn.Module, request: Request, takers: Sequence[Receiver], *, loop: bool
+) -> ForwardMeter | None:
     """What measures within the forwards of a request; None where nothing does."""
-    timing = meter_of(instance, request, plug_every=max(receiver.plug_every for receiver in takers))
+    timing: ForwardMeter | None = meter_of(
+        instance, request, plug_every=max(receiver.plug_every for receiver in takers)
+    )
+    # Nobody says when a hand-written loop is over, and a subscription must not outlast its request.
+    counts = not loop and any(receiver.counters for receiver in takers)
+    sampling: ForwardMeter | None = counting_of(request, driver_counter(instance)) if counts else None
     every = [receiver.deep_every for receiver in takers if receiver.deep_every]
-    if not every:
-        return timing
-    recording = DeepMeter(instance, request, min(every))
-    return recording if timing is None else BothMeters(recording, timing)
+    if sampling is None and every:  # not both: there is room for one user of CUPTI
+        sampling = DeepMeter(instance, request, min(every), loop=loop)
+    if sampling is None or timing is None:
+        return sampling or timing
+    return NestedMeters(sampling, timing)
+
+
+def driver_counter(module: torch.nn.Module) -> Counter | None:
+    """What counts at the driver for a model; None where it lies on no CUDA device, or nothing can."""
+    return counters.counter() if cuda_devices_of(module) else None
 
 
 def _begin(
@@ -654,7 +728,7 @@ def _begin_queued(
 ) -> tuple[str, tuple[tuple[Receiver, Begun], ...]] | None:
     """A request that is queued for continuous batching, in the thread that queues it."""
     observed = _registry.get(module)
-    return None if observed is None else _begin(observed.receivers, started_unix_ns, _caller_context(None), options)
+    return None if observed is None else _begin(observed.drawn(), started_unix_ns, _caller_context(None), options)
 
 
 def _close(opened: _Opened, result: object, error_type: str | None) -> None:
@@ -687,6 +761,9 @@ def _close(opened: _Opened, result: object, error_type: str | None) -> None:
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         with contextlib.suppress(Exception):
             TRAFFIC.forget(raw)
+        with contextlib.suppress(Exception):  # whatever it holds belongs to the process
+            if raw is not None and request.meter is not None:
+                request.meter.close()
         notices.fault("capture-failed", error)
 
 

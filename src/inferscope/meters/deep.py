@@ -15,43 +15,46 @@ import sys
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from inferscope import notices
+from inferscope.meters.budget import BUDGET
 from inferscope.meters.operator_groups import MeasuredPass, OperatorSpan, is_operator, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["BUDGET", "Budget", "Window", "after_fork", "close_here", "open_window", "switch_off", "switch_on"]
+__all__ = [
+    "Holder",
+    "Window",
+    "after_fork",
+    "close_here",
+    "give_back",
+    "open_window",
+    "switch_off",
+    "switch_on",
+    "take_for",
+]
 
 _MARK = "inferscope.pass"
 _UNREAD_KEPT = 4
 """Recordings that have not been read; an event takes 1.5 kB, a forward of a large model has thousands."""
 _EVENTS_PER_BREATH = 64
 _OTHERS_WAIT_S = 5.0
+_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchCooperativeKernel", "cuLaunchCooperativeKernel")
+_GRAPHS = ("cudaGraphLaunch", "cuGraphLaunch")
+_WAITS = (
+    *("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
+    *("cuStreamSynchronize", "cuCtxSynchronize", "cuEventSynchronize"),
+)
+"""Calls of the runtime and the driver, by how their names begin: entry points differ in what follows."""
 
 
-class Budget:
-    """Keeps what recording costs under a share of the time that passes, for the whole process."""
+class Holder(Protocol):
+    """Something else that keeps recordings away while it lasts."""
 
-    SHARE = 0.01
-
-    def __init__(self, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
-        """Nothing was spent yet."""
-        self._now_ns = now_ns
-        self.free_at_ns = 0
-
-    def charge(self, cost_ns: int) -> None:
-        """Something was spent: the next time is put off until it is less than the share of the time passed."""
-        self.free_at_ns = max(self.free_at_ns, self._now_ns()) + int(cost_ns / self.SHARE)
-
-    def allows(self) -> bool:
-        """Whether all that was spent has been waited for."""
-        return self._now_ns() >= self.free_at_ns
-
-
-BUDGET = Budget()
+    def make_way(self) -> None:
+        """Somebody of the user's begins to record: end at once, and `give_back`. Any thread."""
 
 
 class _State:
@@ -60,6 +63,7 @@ class _State:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.window: Window | None = None
+        self.holder: Holder | None = None
         self.unread: weakref.WeakSet[Window] = weakref.WeakSet()
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
         self.switching = threading.RLock()
@@ -151,19 +155,19 @@ class Window:
             BUDGET.charge(time.thread_time_ns() - began_ns)
 
 
-def switch_on(*, cuda: bool = False) -> None:
+def switch_on(*, cuda: bool = False, warm: bool = True) -> None:
     """A session begins that wants recordings: warm torch's profiler up, since its first start takes long.
 
     Args:
         cuda: Whether CUDA's part is wanted, too.
+        warm: Whether it records; otherwise it only has to know of the user's recordings.
     """
     with _state.switching:
         _state.sessions += 1
-        if _state.sessions > 1:
-            return
         try:
-            _watch_others()
-            if cuda not in _state.warm and _state.lock.acquire(blocking=False):
+            if _state.sessions == 1:
+                _watch_others()
+            if warm and cuda not in _state.warm and _state.lock.acquire(blocking=False):
                 try:
                     if _obstacle(()) is None:
                         _start(cuda=cuda)
@@ -221,9 +225,40 @@ def close_here() -> None:
         window.discard()
 
 
+def take_for(holder: Holder) -> str | None:
+    """Keep recordings away until `give_back`: two users of CUPTI exclude each other.
+
+    Args:
+        holder: Told when the user's own recording begins.
+
+    Returns:
+        None where it was taken; otherwise why not.
+    """
+    if not _state.lock.acquire(blocking=False):
+        return "a recording is running"
+    obstacle = None
+    try:
+        obstacle = _obstacle(())
+        if obstacle is None:
+            _state.holder = holder
+    finally:
+        if _state.holder is not holder:
+            _state.lock.release()
+    return obstacle
+
+
+def give_back(holder: Holder) -> None:
+    """What `take_for` has taken; safe to call twice."""
+    with _state.switching:
+        if _state.holder is holder:
+            _state.holder = None
+            _state.lock.release()
+
+
 def after_fork() -> None:
     """In a forked child: a recording of the parent's is nobody's here."""
     _state.lock, _state.switching, _state.window = threading.Lock(), threading.RLock(), None
+    _state.holder = None
     _state.unread.clear()
     _state.warm.clear()
 
@@ -308,6 +343,9 @@ def _make_way(profile: Any) -> None:  # noqa: ANN401 - torch.autograd.profiler.p
         _state.users.add(profile)
         profile.entered = True  # as it will do itself, after we have let go of the lock
         close_here()
+        holder = _state.holder
+        if holder is not None:
+            holder.make_way()
         if _state.lock.acquire(timeout=_OTHERS_WAIT_S):
             _state.lock.release()
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
@@ -317,12 +355,15 @@ def _make_way(profile: Any) -> None:  # noqa: ANN401 - torch.autograd.profiler.p
 def _read(results: Any, breathe: Callable[[], None]) -> MeasuredPass | None:  # noqa: ANN401 - torch's
     spans: list[tuple[OperatorSpan, int]] = []
     kernels: list[OperatorSpan] = []
+    calls: list[tuple[str, int]] = []
+    kernels_run = 0
     whole: tuple[int, int, int] | None = None
     for index, event in enumerate(results.events()):
         if index % _EVENTS_PER_BREATH == 0:
             breathe()
         name, start_ns, end_ns = event.name(), event.start_ns(), event.end_ns()
         if event.device_type().name != "CPU":
+            kernels_run += event.activity_type() == "kernel"
             if event.activity_type() in {"kernel", "gpu_memcpy", "gpu_memset"}:
                 kernels.append(OperatorSpan(name, start_ns, end_ns, event.linked_correlation_id()))
         elif name == _MARK:
@@ -330,8 +371,21 @@ def _read(results: Any, breathe: Callable[[], None]) -> MeasuredPass | None:  # 
         elif is_operator(name) and not event.is_async():
             span = OperatorSpan(name, start_ns, end_ns, event.correlation_id())
             spans.append((span, event.start_thread_id()))
+        elif name.startswith(("cuda", "cu")):
+            calls.append((name, start_ns))
     if whole is None:
         return None
     start_ns, end_ns, thread = whole
     own = [span for span, at in spans if at == thread and span.start_ns >= start_ns and span.end_ns <= end_ns]
-    return measure(start_ns, end_ns, own, kernels)
+    measured = measure(start_ns, end_ns, own, kernels)
+    if calls or kernels:
+        _count_calls(measured, [name for name, at_ns in calls if start_ns <= at_ns <= end_ns], kernels_run)
+    return measured
+
+
+def _count_calls(measured: MeasuredPass, names: Sequence[str], kernels_run: int) -> None:
+    """What the host asked of the driver. Without graphs that many kernels ran, whatever its entry points are called."""
+    measured.graph_launches = sum(name.startswith(_GRAPHS) for name in names)
+    measured.syncs = sum(name.startswith(_WAITS) for name in names)
+    asked = sum(name.startswith(_LAUNCHES) for name in names)
+    measured.launches = asked if measured.graph_launches else kernels_run

@@ -86,6 +86,10 @@ class MeasuredPass:
         gaps: How many of those are longer than 0.
         operators: By name. Their time is the host's where no device has worked for them, else the device's.
         device_busy_ns: Union of the device's intervals; None where there was none.
+        launches: Kernels that the host launched, in one pass: this and the next two are not added up. None where the
+            host computes.
+        graph_launches: Graphs that it launched.
+        syncs: Waits for the device.
     """
 
     operators_ns: int = 0
@@ -93,6 +97,14 @@ class MeasuredPass:
     gaps: int = 0
     operators: dict[str, OperatorSum] = field(default_factory=dict)
     device_busy_ns: int | None = None
+    launches: int | None = None
+    graph_launches: int | None = None
+    syncs: int | None = None
+
+    @property
+    def calls(self) -> int:
+        """Outermost operators."""
+        return sum(each.calls for each in self.operators.values())
 
     def add(self, other: MeasuredPass) -> None:
         """Take another pass."""

@@ -25,6 +25,8 @@ class Receiver:
     keep_samples = True
     plug_every = 0
     deep_every = 0
+    counters = False
+    observed_share = 1.0
 
 
 MODULE = Module()
