@@ -150,12 +150,13 @@ class DeepMeter:
             last = request.row - Row.WIDTH
             self._schedule.saw(request.rows[last + Row.ENDED] - request.rows[last + Row.STARTED])
         self._recorded = False
-        if self._schedule.wants(self._index, self._every):
-            self._window = open_window(self._devices)
-        elif self._debug is not None and self._schedule.wants_waits(self._index):
+        # Never both in one pass: recording waits for the device itself.
+        if self._debug is not None and self._schedule.wants_waits(self._index):
             self._looking = look(self._debug)
             if self._looking is not None:
                 request.sync_windows.append(self._looking)
+        elif self._schedule.wants(self._index, self._every):
+            self._window = open_window(self._devices)
 
     def end(self) -> None:
         """A forward has been issued."""
