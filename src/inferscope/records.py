@@ -419,20 +419,20 @@ class OwnOverhead:
         observed_share: Share of requests that are observed at that moment (0..1).
         self_share: Its own measured time over the wall of the latest observed requests, what is sampled left out
             (0..1); None where too few were seen.
-        per_pass_ns: Difference per new token between requests that were and were not observed, chosen by chance and
+        per_token_ns: Difference per new token between requests that were and were not observed, chosen by chance and
             of equal shape: also what its own clock does not see. Negative where noise exceeds it. None where there
             were too few.
         low_ns: Lower end of its 95 % interval.
         high_ns: Upper end.
         observed: Requests that were, in that comparison.
         bare: Requests that were not.
-        provenance: "randomised"; None with `per_pass_ns`.
+        provenance: "randomised"; None with `per_token_ns`.
     """
 
     budget_share: float
     observed_share: float
     self_share: float | None = None
-    per_pass_ns: float | None = None
+    per_token_ns: float | None = None
     low_ns: float | None = None
     high_ns: float | None = None
     observed: int = 0

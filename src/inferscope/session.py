@@ -356,7 +356,7 @@ class Session:
             budget_share=governor.share,
             observed_share=self._settings.sample_rate * governor.observed_share,
             self_share=governor.self_share,
-            per_pass_ns=None if estimate is None else estimate.value_ns,
+            per_token_ns=None if estimate is None else estimate.value_ns,
             low_ns=None if estimate is None else estimate.low_ns,
             high_ns=None if estimate is None else estimate.high_ns,
             observed=0 if estimate is None else estimate.observed,

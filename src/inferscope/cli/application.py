@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import inferscope
-from inferscope.cli import calibrate, demo, lint, watch
+from inferscope.cli import calibrate, demo, doctor, lint, watch
 
 __all__ = ["app"]
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("lint", epilog=lint.EXAMPLES)(lint.lint)
 app.command("watch", epilog=watch.EXAMPLES)(watch.watch)
 

@@ -25,7 +25,7 @@ from inferscope.meters import deep
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Counter", "Counts", "NativeCounter", "after_fork", "counter", "libraries", "missing", "native"]
+__all__ = ["Counter", "Counts", "NativeCounter", "after_fork", "counter", "libraries", "missing", "native", "quiet"]
 
 _INTERFACE = 1
 _MULTIPLE_SUBSCRIBERS = 39
@@ -80,19 +80,27 @@ class NativeCounter:
 
     Attributes:
         reason: Why it last did not count; "" where it did, or was not asked.
+        library: The libcupti that was loaded; "" as long as none is.
     """
 
-    def __init__(self, extension: Any, paths: Iterable[str]) -> None:  # noqa: ANN401 - the optional extension's module
+    def __init__(
+        self,
+        extension: Any,  # noqa: ANN401 - the optional extension's module
+        paths: Iterable[str],
+        *,
+        says: bool = True,
+    ) -> None:
         """Open nothing yet.
 
         Args:
             extension: `inferscope._cupti`.
             paths: Where libcupti may be, best first.
+            says: Whether a refusal is said, or its reason only kept.
         """
-        self.reason = ""
+        self.reason = self.library = ""
+        self._says = says
         self._extension = extension
         self._paths = tuple(paths)
-        self._loaded = False
         self._lock = threading.Lock()
         self._open = False
         self._given_up = False
@@ -140,7 +148,7 @@ class NativeCounter:
 
     def _subscribe(self) -> str:
         """Why it does not count now; "" where it does."""
-        if not self._loaded:
+        if not self.library:
             self._load()
         busy = deep.take_for(self)
         if busy is not None:
@@ -171,12 +179,13 @@ class NativeCounter:
             except OSError as error:
                 reasons.append(str(error))
             else:
-                self._loaded = True
+                self.library = path
                 return
         raise OSError("; ".join(reasons) or "no libcupti was found: torch's CUDA wheels bring one")
 
     def _refused(self, reason: str) -> str:
-        notices.warn("counters-stepped-aside", f"launches are not counted at the driver: {reason}")
+        if self._says:
+            notices.warn("counters-stepped-aside", f"launches are not counted at the driver: {reason}")
         return reason
 
     def _give_up(self, reason: str) -> str:
@@ -206,6 +215,18 @@ def native() -> NativeCounter | None:
     """The counter of this process; None where the extension is not there."""
     extension = _extension()
     return None if isinstance(extension, str) else NativeCounter(extension, libraries())
+
+
+def quiet() -> NativeCounter:
+    """One to try out, which keeps its reasons to itself.
+
+    Raises:
+        OSError: The extension is not there.
+    """
+    extension = _extension()
+    if isinstance(extension, str):
+        raise OSError(extension)
+    return NativeCounter(extension, libraries(), says=False)
 
 
 def counter() -> Counter | None:

@@ -78,8 +78,9 @@ class JsonlSink:
     def __call__(self, result: Result) -> None:
         """Append one record."""
         record = result.record
-        floats = (record.tpot_ns, record.options.temperature, record.options.top_p)
-        if not all(math.isfinite(value) for value in floats if value is not None):
+        own = () if record.own_overhead is None else dataclasses.astuple(record.own_overhead)
+        floats = (record.tpot_ns, record.options.temperature, record.options.top_p, *own)
+        if not all(math.isfinite(value) for value in floats if isinstance(value, (int, float))):
             self._drop("it holds a number that is not finite")
             return
         try:

@@ -14,7 +14,7 @@ import pytest
 from inferscope.meters import counters, deep
 from inferscope.meters.counters import Counts, NativeCounter
 
-SOURCE = Path(__file__).with_name("mock_libcupti.c")
+SOURCE = Path(__file__).parents[2] / "mock_libcupti.c"
 LAUNCH, GRAPH, WAIT, TO_HOST_WAITING, TO_HOST, TO_DEVICE = 307, 514, 126, 278, 279, 277
 ENTER, EXIT = 0, 1
 DRIVER, RUNTIME = 1, 2
