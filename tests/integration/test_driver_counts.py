@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ import inferscope
 from conftest import build_llama
 from inferscope.capture import intercept
 from inferscope.capture.driver_counts import PASSES_COUNTED
-from inferscope.meters import deep
+from inferscope.meters import budget, deep
 from inferscope.meters.budget import BUDGET
 from inferscope.meters.counters import NativeCounter
+from inferscope.settings import Settings
 from inferscope.sinks.jsonl import JsonlSink, read_records
 
 SOURCE = Path(__file__).parents[1] / "mock_libcupti.c"
@@ -223,6 +225,28 @@ def test_requests_left_out_by_chance_tell_what_observing_costs(transformers, pro
     assert last.observed <= len(results)
     assert last.observed + last.bare <= 60
     assert (last.budget_share, last.observed_share) == (0.01, 0.5)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_requests_go_unobserved_only_for_a_budget_that_was_asked_for(
+    model, prompt, asked, monkeypatch, capfd, notices_reset
+):
+    monkeypatch.setattr(budget, "SETTLED_REQUESTS", 4)
+    monkeypatch.setattr(budget, "SETTLED_NS", 1)
+    if not asked:
+        real = Settings.from_environment()
+        monkeypatch.setattr(Settings, "from_environment", lambda: replace(real, overhead_budget=1e-9))
+    with inferscope.trace(model, sinks=(), overhead_budget=1e-9 if asked else None) as session:
+        for _ in range(6):
+            model.generate(prompt, max_new_tokens=2)
+        assert len(session.results) == 6 or asked
+        for _ in range(20):
+            model.generate(prompt, max_new_tokens=2)
+        results = session.results
+    overhead = results[-1].record.own_overhead
+    assert overhead.self_share > 0
+    assert (len(results) < 26, overhead.observed_share < 0.01) == (asked, asked)
+    assert capfd.readouterr().err.count("overhead-budget") == 1
 
 
 def test_with_every_request_observed_there_is_nothing_to_compare(model, prompt):

@@ -28,6 +28,7 @@ def note(
     result: object,
     wall_ns: int,
     *,
+    odds: tuple[float, ...],
     observed: bool,
 ) -> None:
     """Take a request into its arm, where its shape can be told. No tensor is read.
@@ -38,10 +39,12 @@ def note(
         kwargs: Its keyword arguments.
         result: What it returned.
         wall_ns: How long it took, whatever we do around it included.
+        odds: What chance decided by: only requests with the same ones are comparable, as what else was going on may
+            have changed along with them.
         observed: Whether it was.
     """
     asked, returned = asked_shape(args, kwargs), returned_shape(result)
     prefix = prompt_len(module, args, kwargs)
     if asked is None or returned is None or prefix is None or returned[1] <= prefix:
         return
-    arms_of(module).add((asked, returned), wall_ns, returned[1] - prefix, observed=observed)
+    arms_of(module).add((asked, returned, odds), wall_ns, returned[1] - prefix, observed=observed)

@@ -156,9 +156,10 @@ class _Observed:
         self.loops = Loops(module, open_request)
 
     @property
-    def is_sampled(self) -> bool:
-        """Whether chance leaves some requests unobserved by everybody."""
-        return all(each.observed_share < 1 for each in self.receivers)
+    def odds(self) -> tuple[float, ...]:
+        """The shares that chance decides by; none where somebody observes every request, or nobody any."""
+        shares = tuple(each.observed_share for each in self.receivers)
+        return shares if any(shares) and max(shares) < 1 else ()
 
     def drawn(self) -> tuple[Receiver, ...]:
         """Who observes the request that begins now: of those that want a share of them, chance decides."""
@@ -371,31 +372,18 @@ def _around_generate(
 ) -> Any:  # noqa: ANN401 - whatever generate returns
     observed = _registry.get(instance)
     drawn = () if observed is None else observed.drawn()
-    compares = observed is not None and observed.is_sampled and _current() is None
-    began_ns = _CLOCK.now_ns() if compares else 0
+    odds = () if observed is None or _current() is not None else observed.odds
+    began_ns = _CLOCK.now_ns() if odds else 0
     opened, given = _open(instance, observed, drawn, args, kwargs)
     result = _generated(opened, wrapped, args, given)
     # Observed, or left out by chance; what somebody refused for a reason is in neither arm.
-    if compares and (opened is not None or not drawn):
-        _note_arm(instance, args, kwargs, result, began_ns, observed=opened is not None)
+    if odds and (opened is not None or not drawn):
+        wall_ns = _CLOCK.now_ns() - began_ns
+        try:
+            arms.note(instance, args, kwargs, result, wall_ns, odds=odds, observed=opened is not None)
+        except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+            notices.fault("capture-failed", error)
     return result
-
-
-def _note_arm(
-    instance: torch.nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    result: object,
-    began_ns: int,
-    *,
-    observed: bool,
-) -> None:
-    """One request in one of two arms; both have the same two stamps around them."""
-    wall_ns = _CLOCK.now_ns() - began_ns
-    try:
-        arms.note(instance, args, kwargs, result, wall_ns, observed=observed)
-    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
-        notices.fault("capture-failed", error)
 
 
 def _generated(

@@ -6,6 +6,7 @@ observing every pass costs comes first; sampling has what that leaves of the bud
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ LEAST_FOR_SAMPLING = 0.1
 SETTLED_NS = 10_000_000_000
 SETTLED_REQUESTS = 32
 """Wall and number of observed requests before their own share is believed: the first ones warm up."""
+_STEPS = 4
+"""Shares per halving."""
 _FORGET = 1 - 1 / 256
 """What a request counts for after the next one."""
 
@@ -136,6 +139,11 @@ class Governor:
         if share is None:
             return
         if self._thins and share > 0:
-            self.observed_share = min(1.0, self.share / share)
+            self.observed_share = _stepped(min(1.0, self.share / share))
         left = self.share - share * self.observed_share
         self._budget.limit(self, max(left, self.share * LEAST_FOR_SAMPLING))
+
+
+def _stepped(share: float) -> float:
+    """A share not above this one, of few that there are: requests are compared where chance had the same odds."""
+    return math.pow(2.0, math.floor(_STEPS * math.log2(share)) / _STEPS)

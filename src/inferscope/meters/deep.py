@@ -371,7 +371,7 @@ def _read(results: Any, breathe: Callable[[], None]) -> MeasuredPass | None:  # 
         elif is_operator(name) and not event.is_async():
             span = OperatorSpan(name, start_ns, end_ns, event.correlation_id())
             spans.append((span, event.start_thread_id()))
-        elif name.startswith(("cuda", "cu")):
+        elif name.startswith("cu") and event.activity_type() in {"cuda_runtime", "cuda_driver"}:
             calls.append((name, start_ns))
     if whole is None:
         return None

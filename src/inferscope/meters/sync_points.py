@@ -29,6 +29,8 @@ _WAITED = "called a synchronizing CUDA operation"
 """torch's warning, word for word, before it says where in its own source that was (c10/cuda/CUDAFunctions.cpp)."""
 _PROTOTYPE = "Synchronization debug mode is a prototype feature"
 """What torch says once when the mode is set (torch/csrc/cuda/Module.cpp)."""
+_OURS = "(?#inferscope)"
+"""Tells our filters from anybody else's of the same words: a comment in a regular expression."""
 _OFF, _WARN = 0, 1
 
 _lock = threading.Lock()
@@ -81,10 +83,10 @@ class SyncWindow:
 
         self._place = place
         self._debug = debug
+        self._lock = _lock  # a forked child has another, and this one is still to be let go of
         self._thread = threading.get_ident()
         self._shows: Callable[..., None] = warnings.showwarning
         self._ours = self._show
-        self._filters: list[tuple[Any, ...]] = []
         self._done = False
         self.places: Counter[Place] = Counter()
         self.closed_ns = self.told_ns = 0
@@ -92,8 +94,7 @@ class SyncWindow:
         warnings.showwarning = self._ours
         try:
             for text in (_WAITED, _PROTOTYPE):
-                warnings.filterwarnings("always", message=text)
-                self._filters.append(warnings.filters[0])
+                warnings.filterwarnings("always", message=text + _OURS)
             debug.set(_WARN)
         except BaseException:
             self._restore()
@@ -110,7 +111,7 @@ class SyncWindow:
         try:
             self._restore()
         finally:
-            _lock.release()
+            self._lock.release()
         self.cost_ns += time.perf_counter_ns() - self.closed_ns
 
     def _restore(self) -> None:
@@ -121,9 +122,8 @@ class SyncWindow:
         finally:
             if warnings.showwarning is self._ours:
                 warnings.showwarning = self._shows
-            for entry in self._filters:
-                if entry in warnings.filters:
-                    warnings.filters.remove(entry)  # type: ignore[attr-defined]  # it is a list
+            for entry in [entry for entry in warnings.filters if _is_ours(entry)]:
+                warnings.filters.remove(entry)  # type: ignore[attr-defined]  # it is a list
 
     def _show(self, message: Any, category: Any, filename: str, lineno: int, *rest: Any, **named: Any) -> None:  # noqa: ANN401 - passed through
         """Stands in for `warnings.showwarning`; who holds on to it after us gets what was there before."""
@@ -136,6 +136,11 @@ class SyncWindow:
             if where in self.places or len(self.places) < PLACES_KEPT:
                 self.places[where] += 1
             self.told_ns += time.perf_counter_ns() - began_ns
+
+
+def _is_ours(entry: Any) -> bool:  # noqa: ANN401 - what `warnings` keeps of a filter
+    """Whether a filter is one of ours; the message is a pattern, a text or nothing."""
+    return str(getattr(entry[1], "pattern", "")).endswith(_OURS)
 
 
 def look(debug: SyncDebug) -> SyncWindow | None:
