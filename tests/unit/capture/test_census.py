@@ -73,6 +73,12 @@ def test_where_every_pass_differs_nothing_is_said_and_nothing_claimed(counts):
     assert step.launches == counts[-1]
 
 
+def test_nor_where_a_restless_kind_happens_to_repeat_itself(said):
+    census = Census()
+    assert not any(feed(census, [300, 300, *range(401, 408), 500, 500]))
+    assert said == []
+
+
 @pytest.mark.parametrize(
     "other",
     [

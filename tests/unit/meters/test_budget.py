@@ -143,6 +143,20 @@ def test_without_both_arms_of_one_shape_there_is_no_estimate():
     assert (found.observed, found.bare) == (50, 4)
 
 
+def test_shapes_weigh_by_their_requests_and_not_by_their_spread():
+    """Weights that looked at the spread would lean to shapes whose slow requests have not come yet."""
+    arms = Arms()
+    for number in range(8):
+        arms.add("calm", 1000, 10, observed=True)
+        arms.add("calm", 900, 10, observed=False)
+        arms.add("wild", 5000 * (number % 2) + 2000, 10, observed=True)
+        arms.add("wild", 5000 * (number % 2) + 1000, 10, observed=False)
+    for _ in range(16):
+        arms.add("calm", 1000, 10, observed=True)
+    calm, wild = 24 * 8 / 32, 8 * 8 / 16
+    assert arms.estimate().value_ns == pytest.approx((calm * 10 + wild * 100) / (calm + wild))
+
+
 def test_requests_that_are_all_alike_leave_no_doubt():
     arms = Arms()
     for _ in range(5):
