@@ -371,8 +371,7 @@ def _around_generate(
     wrapped: Callable[..., Any], instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - whatever generate returns
     observed = _registry.get(instance)
-    drawn = () if observed is None else observed.drawn()
-    odds = () if observed is None or _current() is not None else observed.odds
+    drawn, odds = _draw(observed)
     began_ns = _CLOCK.now_ns() if odds else 0
     opened, given = _open(instance, observed, drawn, args, kwargs)
     result = _generated(opened, wrapped, args, given)
@@ -384,6 +383,17 @@ def _around_generate(
         except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
             notices.fault("capture-failed", error)
     return result
+
+
+def _draw(observed: _Observed | None) -> tuple[tuple[Receiver, ...], tuple[float, ...]]:
+    """Who observes the call that begins, and the odds by which that was decided; nobody after a fault of ours."""
+    try:
+        if observed is None:
+            return (), ()
+        return observed.drawn(), () if _current() is not None else observed.odds
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        notices.fault("capture-failed", error)
+        return (), ()
 
 
 def _generated(
