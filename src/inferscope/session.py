@@ -11,7 +11,6 @@ import contextlib
 import functools
 import inspect
 import os
-import random
 import sys
 import threading
 import time
@@ -30,14 +29,24 @@ from inferscope.analysis import diagnosis, verdict
 from inferscope.analysis.findings import find
 from inferscope.analysis.raising import raised
 from inferscope.capture import intercept, introspect
+from inferscope.capture.arms import arms_of
 from inferscope.capture.frames import CURRENT
 from inferscope.capture.requests import Begun
 from inferscope.errors import CostUnavailableError, InferscopeError, NotAModelError, SettingError
 from inferscope.hardware import calibration, probe
+from inferscope.meters.budget import Governor
 from inferscope.meters.nvtx import find_ranges
 from inferscope.pipeline import Pipeline
+from inferscope.records import OwnOverhead
 from inferscope.report.plain import to_text
-from inferscope.settings import Settings, checked_detail, checked_every, checked_rate
+from inferscope.settings import (
+    Settings,
+    checked_budget,
+    checked_counters,
+    checked_detail,
+    checked_every,
+    checked_rate,
+)
 from inferscope.sinks.base import EarlySink, resolve_sinks
 from inferscope.specs import DeviceSpec, ModelSpec
 
@@ -101,6 +110,7 @@ class _Inbox:
     ) -> None:
         self._session = session
         self._sample_rate = settings.sample_rate
+        self._governor = session.governor
         self._sinks = [sink for sink in sinks if isinstance(sink, EarlySink)]
         self._skippable = bool(sinks) and len(self._sinks) == len(sinks)
         self._model_name = model_name
@@ -111,6 +121,12 @@ class _Inbox:
         self.plug_every = settings.plug_every
         self.deep_every = settings.deep_every
         self.ranges = find_ranges() if settings.nvtx else None
+        self.counters = settings.counters == "native"
+
+    @property
+    def observed_share(self) -> float:
+        """Share of requests that are wanted: as asked, and as the budget leaves it."""
+        return self._sample_rate * self._governor.observed_share
 
     def begin(
         self,
@@ -121,8 +137,6 @@ class _Inbox:
         claimed: bool,  # noqa: ARG002, FBT001 - whoever traces a model by name wants its requests, whoever else does
         /,
     ) -> Begun | None:
-        if self._sample_rate < 1 and random.random() >= self._sample_rate:  # noqa: S311 - a sample, not a secret
-            return None
         context = self._context if context is None else context
         span_ids, said, wanted = None, False, False
         for sink in self._sinks:
@@ -177,6 +191,7 @@ class Session:
         self._device = device
         self._device_known = device is not None
         self._sinks = sinks
+        self.governor = Governor(settings.overhead_budget, thins=settings.budget_asked)
         self._attachment: intercept.Attachment | None = None
         self._depth = 0
         self._entering = threading.Lock()  # one decorated function runs in many threads
@@ -197,6 +212,7 @@ class Session:
                     )
                 inbox = _Inbox(self, self._settings, self._sinks, introspect.name_of(target))
                 self._attachment = intercept.attach(target, inbox)
+                self.governor.open()
                 _PIPELINE.open()
         return self
 
@@ -208,6 +224,7 @@ class Session:
             self._depth -= 1
             if self._depth == 0 and self._attachment is not None:
                 self._attachment.detach()
+                self.governor.close()
                 self._attachment = None
                 _PIPELINE.close()
 
@@ -337,6 +354,8 @@ class Session:
             rank=_rank(),
             breathe=_PIPELINE.breathe,
         )
+        self.governor.saw(record.wall_ns, record.ledger.self_ns - raw.sampled_ns)
+        record = replace(record, own_overhead=self._own_overhead(raw))
         result = self._judge(record, begun.context)
         _PIPELINE.breathe()
         self._results.append(result)
@@ -349,6 +368,30 @@ class Session:
     def _told(self, begun: Begun) -> tuple[Sink, ...]:  # noqa: ARG002 - not all sessions tell all
         """The sinks that get the result of a request."""
         return self._sinks
+
+    def _own_overhead(self, raw: Finished) -> OwnOverhead:
+        """What observing costs, as far as is known by now; said once where it is more than it may be."""
+        governor = self.governor
+        if governor.exceeds:
+            share, observed = governor.self_share or 0.0, governor.observed_share
+            fewer = f"one request in {1 / observed:.1f} is observed"
+            kept = fewer if observed < 1 else "set it, and fewer requests are observed"
+            notices.warn(
+                "overhead-budget",
+                f"observing takes {share:.1%} of the time and the budget is {governor.share:.1%}: {kept}",
+            )
+        estimate = arms_of(raw.module()).estimate()
+        return OwnOverhead(
+            budget_share=governor.share,
+            observed_share=self._settings.sample_rate * governor.observed_share,
+            self_share=governor.self_share,
+            per_token_ns=None if estimate is None else estimate.value_ns,
+            low_ns=None if estimate is None else estimate.low_ns,
+            high_ns=None if estimate is None else estimate.high_ns,
+            observed=0 if estimate is None else estimate.observed,
+            bare=0 if estimate is None else estimate.bare,
+            provenance=None if estimate is None else "randomised",
+        )
 
     def _judge(self, record: GenerationRecord, parent_context: object | None) -> Result:
         if not self._device_known:
@@ -404,8 +447,7 @@ class _EveryInbox(_Inbox):
         *,
         keeps: bool,
     ) -> None:
-        super().__init__(session, replace(settings, sample_rate=1.0), outlets, model_name, context)
-        self._share = settings.sample_rate
+        super().__init__(session, settings, outlets, model_name, context)
         self._keeps = keeps
         self._outlets = outlets
 
@@ -418,8 +460,6 @@ class _EveryInbox(_Inbox):
         claimed: bool,  # noqa: FBT001 - as the protocol has it
         /,
     ) -> Begun | None:
-        if self._share < 1 and random.random() >= self._share:  # noqa: S311 - a sample, not a secret
-            return None
         begun = None
         if self._outlets and not claimed:
             begun = super().begin(request_id, started_unix_ns, context, options, claimed)
@@ -591,7 +631,7 @@ def _machine_key(device: str) -> str | None:
         return None
 
 
-def trace(
+def trace(  # noqa: PLR0913 - one keyword per setting
     model: object,
     *,
     detail: str | None = None,
@@ -600,6 +640,8 @@ def trace(
     sample_rate: float | None = None,
     plug_every: int | None = None,
     deep_every: int | None = None,
+    counters: str | None = None,
+    overhead_budget: float | None = None,
 ) -> Session:
     """Observe every `generate` of a model while the session is open.
 
@@ -620,7 +662,12 @@ def trace(
         plug_every: On CUDA, hold the device up before one pass in so many, until it has been issued, to see how long
             it works on it; such a pass takes about twice as long. 0 for none; None reads INFERSCOPE_PLUG_EVERY.
         deep_every: Record the operators of one pass in so many, as `record.phase(...).operators`, and never so often
-            that it costs more than 1 % of the time. 0 for none; None reads INFERSCOPE_DEEP_EVERY.
+            that it costs more than `overhead_budget`; on CUDA, also where the host waits in another such pass. 0 for
+            none; None reads INFERSCOPE_DEEP_EVERY.
+        counters: "native" counts launches, waits and copies at the CUDA driver in some requests, through libcupti;
+            None reads INFERSCOPE_COUNTERS.
+        overhead_budget: Share of the time (0..1) that our own work may take. What is sampled is put off to keep it;
+            where it is set, requests go unobserved, too, once that has to be. None reads INFERSCOPE_OVERHEAD_BUDGET.
 
     Returns:
         A session: context manager, async context manager and decorator.
@@ -628,8 +675,8 @@ def trace(
     Raises:
         NotAModelError: `model` is not a `torch.nn.Module`.
         SinkError: A sink is neither a callable nor a known name.
-        SettingError: `device` is no `DeviceSpec`, or `detail`, `sample_rate`, `plug_every`, `deep_every` or an
-            INFERSCOPE_* variable has a value it cannot have.
+        SettingError: `device` is no `DeviceSpec`, or an argument or an INFERSCOPE_* variable has a value it cannot
+            have.
     """
     settings = Settings.from_environment()
     if detail is not None:
@@ -640,6 +687,11 @@ def trace(
         settings = replace(settings, plug_every=checked_every(plug_every, where="plug_every"))
     if deep_every is not None:
         settings = replace(settings, deep_every=checked_every(deep_every, where="deep_every"))
+    if counters is not None:
+        settings = replace(settings, counters=checked_counters(counters, where="counters"))
+    if overhead_budget is not None:
+        share = checked_budget(overhead_budget, where="overhead_budget")
+        settings = replace(settings, overhead_budget=share, budget_asked=True)
     if device is not None and not isinstance(device, DeviceSpec):
         raise SettingError(f"device={device!r}: expected a DeviceSpec, such as inferscope.calibrate() returns")
     return Session(
@@ -650,7 +702,7 @@ def trace(
     )
 
 
-def instrument(
+def instrument(  # noqa: PLR0913 - one keyword per setting
     model: object,
     *,
     detail: str | None = None,
@@ -659,6 +711,8 @@ def instrument(
     sample_rate: float | None = None,
     plug_every: int | None = None,
     deep_every: int | None = None,
+    counters: str | None = None,
+    overhead_budget: float | None = None,
 ) -> Instrumentation:
     """Observe every `generate` of a model from now on: `trace` for a server, without a block.
 
@@ -670,6 +724,8 @@ def instrument(
         sample_rate: See `trace`.
         plug_every: See `trace`.
         deep_every: See `trace`.
+        counters: See `trace`.
+        overhead_budget: See `trace`.
 
     Returns:
         A handle: `handle.remove()` ends it, `handle.enabled = False` switches it off for a while.
@@ -686,6 +742,8 @@ def instrument(
             sample_rate=sample_rate,
             plug_every=plug_every,
             deep_every=deep_every,
+            counters=counters,
+            overhead_budget=overhead_budget,
         )
     )
 

@@ -13,6 +13,7 @@ import functools
 import threading
 import time
 import weakref
+from random import random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -21,19 +22,21 @@ import opentelemetry.trace
 import wrapt
 
 from inferscope import notices
-from inferscope.capture import continuous, seams, versions
+from inferscope.capture import arms, continuous, seams, versions
 from inferscope.capture.calls import hold, hold_result, is_assistant, prompt_len
 from inferscope.capture.companions import ASSISTANT, ENCODER, Companions, companions_of, encoded, note_encoded
 from inferscope.capture.contention import TRAFFIC
-from inferscope.capture.deep import BothMeters, DeepMeter
+from inferscope.capture.deep import DeepMeter, NestedMeters
 from inferscope.capture.device import PassMeter, meter_of
+from inferscope.capture.driver_counts import CountingMeter, counting_of
 from inferscope.capture.forward import timed_stop_check, watched
 from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Inner, Mark, Request
 from inferscope.capture.loops import LoopFrame, Loops
 from inferscope.capture.ranges import RangeMeter
 from inferscope.capture.requests import RawRequest, new_request_id, restart_request_ids
 from inferscope.errors import NotAModelError
-from inferscope.meters import deep
+from inferscope.meters import counters, deep, sync_points
+from inferscope.meters.budget import BUDGET
 from inferscope.meters.clock import SystemClock
 from inferscope.meters.cuda import cuda_devices_of
 from inferscope.meters.host import GcMeter
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from inferscope.capture.requests import Begun, Finished
     from inferscope.capture.seams import Seam, Wrap
     from inferscope.meters.clock import Clock
+    from inferscope.meters.counters import Counter
     from inferscope.meters.nvtx import Ranges
 
 __all__ = [
@@ -82,6 +86,11 @@ class Receiver(Protocol):
     plug_every: int
     deep_every: int
     ranges: Ranges | None
+    counters: bool
+
+    @property
+    def observed_share(self) -> float:
+        """Share of requests that it wants (0..1), chosen by chance."""
 
     def begin(
         self,
@@ -148,7 +157,7 @@ class Attachment:
             if receiver is None:
                 return
             _GC.stop()
-            if receiver.deep_every:
+            if receiver.deep_every or receiver.counters:
                 deep.switch_off()
             module = self._module()
             observed = _registry.get(module) if module is not None else None
@@ -211,7 +220,11 @@ class _Observed:
 
         def open_request(entered_ns: int) -> RawRequest | None:
             instance = gone()
-            return None if instance is None else _open_request(entered_ns, self.loop_receivers, instance, (), {})
+            return (
+                None
+                if instance is None
+                else _open_request(entered_ns, self.drawn(self.loop_receivers), instance, (), {}, loop=True)
+            )
 
         self.loops = Loops(module, open_request)
 
@@ -224,6 +237,18 @@ class _Observed:
     def _set(self, receivers: tuple[Receiver, ...]) -> None:
         self.receivers = tuple(sorted(receivers, key=_gives_way))
         self.loop_receivers = tuple(receiver for receiver in receivers if not _gives_way(receiver))
+
+    @property
+    def odds(self) -> tuple[float, ...]:
+        """The shares that chance decides by; none where somebody observes every request, or nobody any."""
+        shares = tuple(each.observed_share for each in self.receivers)
+        return shares if any(shares) and max(shares) < 1 else ()
+
+    @staticmethod
+    def drawn(receivers: tuple[Receiver, ...]) -> tuple[Receiver, ...]:
+        """Who observes the request that begins now: of those that want a share of them, chance decides."""
+        wanted = [(each, each.observed_share) for each in receivers]
+        return tuple(each for each, share in wanted if share >= 1 or random() < share)  # noqa: S311 - a sample, no secret
 
 
 def _gives_way(receiver: Receiver) -> bool:
@@ -259,8 +284,8 @@ def attach(model: object, receiver: Receiver) -> Attachment:
         seams.wrap(_all_seams(module, observed.companions))
         observed.add(receiver)
         _GC.start()
-    if receiver.deep_every:  # not under the lock, which running requests may need: it can take seconds on CUDA
-        deep.switch_on(cuda=bool(cuda_devices_of(module)))
+    if receiver.deep_every or receiver.counters:  # not under the lock, which running requests may need: on CUDA seconds
+        deep.switch_on(cuda=bool(cuda_devices_of(module)), warm=bool(receiver.deep_every))
     return Attachment(module, receiver)
 
 
@@ -333,6 +358,9 @@ def after_fork() -> None:
     global _lock  # noqa: PLW0603 - a lock is replaced, not shared
     _lock = threading.RLock()
     deep.after_fork()
+    sync_points.after_fork()
+    counters.after_fork()
+    BUDGET.after_fork()
     TRAFFIC.reset()
     continuous.LOOPS.after_fork()
     restart_request_ids()
@@ -494,7 +522,8 @@ def _watched(below: Any) -> Callable[..., Any]:  # noqa: ANN401 - see forward.wa
     seams.hide_from_dynamo(call)
     seams.hide_from_dynamo(encoded)
     own = (_other_frame, _step_aside, Frame.look, LoopFrame.look, Frame.shape, Request.next_chunk, note_encoded)
-    meters = [part for meter in (DeepMeter, BothMeters, PassMeter, RangeMeter) for part in (meter.begin, meter.end)]
+    measuring = (DeepMeter, NestedMeters, PassMeter, CountingMeter, RangeMeter)
+    meters = [part for meter in measuring for part in (meter.begin, meter.end)]
     for called in (*own, *meters):
         seams.hide_from_dynamo(called, with_calls=True)
     return call
@@ -529,7 +558,43 @@ def _other_frame(frame: Frame | None, module: object) -> Frame | None:
 def _around_generate(
     wrapped: Callable[..., Any], instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - whatever generate returns
-    opened, kwargs = _open(instance, args, kwargs)
+    if _everywhere and not _inside():
+        _admit(instance)
+    observed = _registry.get(instance)
+    drawn, odds = _draw(observed)
+    began_ns = _CLOCK.now_ns() if odds else 0
+    opened, given = _open(instance, observed, drawn, args, kwargs)
+    result = _generated(opened, wrapped, args, given)
+    # Observed, or left out by chance; what somebody refused for a reason is in neither arm.
+    if odds and (opened is not None or not drawn):
+        wall_ns = _CLOCK.now_ns() - began_ns
+        try:
+            arms.note(instance, args, kwargs, result, wall_ns, odds=odds, observed=opened is not None)
+        except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+            notices.fault("capture-failed", error)
+    return result
+
+
+def _inside() -> bool:
+    """Whether a call comes from within a request of this thread, its streamer aside."""
+    parent = _current()
+    return parent is not None and not parent.request.in_put and parent.thread == threading.get_ident()
+
+
+def _draw(observed: _Observed | None) -> tuple[tuple[Receiver, ...], tuple[float, ...]]:
+    """Who observes the call that begins, and the odds by which that was decided; nobody after a fault of ours."""
+    try:
+        if observed is None:
+            return (), ()
+        return observed.drawn(observed.receivers), () if _current() is not None else observed.odds
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        notices.fault("capture-failed", error)
+        return (), ()
+
+
+def _generated(
+    opened: _Opened | None, wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:  # noqa: ANN401 - whatever generate returns
     if opened is None and _current() is None:
         return wrapped(*args, **kwargs)
     # Of a model that nobody observes, neither the passes nor the stop checks are those of the request it runs in.
@@ -625,6 +690,7 @@ def _around_compiled_call(
     frame = _current()
     if frame is None or frame.module is not instance:
         return compiled
+    frame.request.compiled = True
     try:
         below = SimpleNamespace(__call__=lambda _self, *args, **kwargs: compiled(*args, **kwargs))
         return functools.partial(_watched(below), instance)
@@ -715,31 +781,36 @@ def _step_aside(frame: Frame, error: Exception) -> None:
 
 
 def _open(
-    instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    instance: torch.nn.Module,
+    observed: _Observed | None,
+    drawn: tuple[Receiver, ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[_Opened | None, dict[str, Any]]:
     """The frame of this call and the arguments to go on with; (None, kwargs) where the call is not ours."""
     parent = _current()
-    inside = parent is not None and not parent.request.in_put and parent.thread == threading.get_ident()
-    if _everywhere and not inside:
-        _admit(instance)
-    observed = _registry.get(instance)
+    inside = _inside()
     if observed is None and not (inside and parent is not None and instance in parent.request.companions):
         return None, kwargs
     try:
         if inside and parent is not None:
             opened = _open_inner(parent.request, instance, args, kwargs)
             return (opened if isinstance(opened.frame, Frame) else None), kwargs
-        return (None, kwargs) if observed is None else _open_outer(observed, instance, args, kwargs)
+        return (None, kwargs) if observed is None else _open_outer(observed, drawn, instance, args, kwargs)
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         notices.fault("capture-failed", error)
         return None, kwargs
 
 
 def _open_outer(
-    observed: _Observed, instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    observed: _Observed,
+    drawn: tuple[Receiver, ...],
+    instance: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[_Opened | None, dict[str, Any]]:
     """A `generate` that is in no other one: a request."""
-    raw = _open_request(_CLOCK.now_ns(), observed.receivers, instance, args, kwargs)
+    raw = _open_request(_CLOCK.now_ns(), drawn, instance, args, kwargs)
     if raw is None:
         return None, kwargs
     if kwargs.get("streamer") is not None:
@@ -803,6 +874,8 @@ def _open_request(
     instance: torch.nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    *,
+    loop: bool = False,
 ) -> RawRequest | None:
     """The request that begins with this call; None where nobody wants it, and then next to nothing was done."""
     started_unix_ns = time.time_ns() - (_CLOCK.now_ns() - entered)  # of the entry, not of this line
@@ -811,7 +884,7 @@ def _open_request(
         return None
     request_id, takers = begun
     request = Request(entered_ns=entered, started_unix_ns=started_unix_ns, clock=_CLOCK)
-    request.meter = _meter_of(instance, request, [receiver for receiver, _ in takers])
+    request.meter = _meter_of(instance, request, [receiver for receiver, _ in takers], loop=loop)
     return RawRequest(
         request,
         hold(args, kwargs),
@@ -821,22 +894,35 @@ def _open_request(
     )
 
 
-def _meter_of(instance: torch.nn.Module, request: Request, takers: Sequence[Receiver]) -> ForwardMeter | None:
+def _meter_of(
+    instance: torch.nn.Module, request: Request, takers: Sequence[Receiver], *, loop: bool
+) -> ForwardMeter | None:
     """What measures within the forwards of a request, and puts ranges around them; None where nothing does."""
     ranges = next((receiver.ranges for receiver in takers if receiver.ranges is not None), None)
-    measuring = _measuring_of(instance, request, takers)
+    measuring = _measuring_of(instance, request, takers, loop=loop)
     return measuring if ranges is None else RangeMeter(ranges, measuring)
 
 
 def _measuring_of(
-    instance: torch.nn.Module, request: Request, takers: Sequence[Receiver]
-) -> DeepMeter | BothMeters | PassMeter | None:
-    timing = meter_of(instance, request, plug_every=max(receiver.plug_every for receiver in takers))
+    instance: torch.nn.Module, request: Request, takers: Sequence[Receiver], *, loop: bool
+) -> ForwardMeter | None:
+    timing: ForwardMeter | None = meter_of(
+        instance, request, plug_every=max(receiver.plug_every for receiver in takers)
+    )
+    # Nobody says when a hand-written loop is over, and a subscription must not outlast its request.
+    counts = not loop and any(receiver.counters for receiver in takers)
+    sampling: ForwardMeter | None = counting_of(request, driver_counter(instance)) if counts else None
     every = [receiver.deep_every for receiver in takers if receiver.deep_every]
-    if not every:
-        return timing
-    recording = DeepMeter(instance, request, min(every))
-    return recording if timing is None else BothMeters(recording, timing)
+    if sampling is None and every:  # not both: there is room for one user of CUPTI
+        sampling = DeepMeter(instance, request, min(every), loop=loop)
+    if sampling is None or timing is None:
+        return sampling or timing
+    return NestedMeters(sampling, timing)
+
+
+def driver_counter(module: torch.nn.Module) -> Counter | None:
+    """What counts at the driver for a model; None where it lies on no CUDA device, or nothing can."""
+    return counters.counter() if cuda_devices_of(module) else None
 
 
 def _begin(
@@ -860,7 +946,11 @@ def _begin_queued(
     """A request that is queued for continuous batching, in the thread that queues it."""
     _admit(module)
     observed = _registry.get(module)
-    return None if observed is None else _begin(observed.receivers, started_unix_ns, _caller_context(None), options)
+    return (
+        None
+        if observed is None
+        else _begin(observed.drawn(observed.receivers), started_unix_ns, _caller_context(None), options)
+    )
 
 
 def _close(opened: _Opened, result: object, error_type: str | None) -> None:
@@ -893,8 +983,8 @@ def _close(opened: _Opened, result: object, error_type: str | None) -> None:
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         with contextlib.suppress(Exception):
             TRAFFIC.forget(raw)
-        with contextlib.suppress(Exception):
-            if raw is not None and isinstance(request.meter, RangeMeter):
+        with contextlib.suppress(Exception):  # whatever it holds belongs to the process
+            if raw is not None and request.meter is not None:
                 request.meter.close()
         notices.fault("capture-failed", error)
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inferscope.capture.busy import busy_of
 from inferscope.capture.calls import read_call, read_result
+from inferscope.capture.census import census_of
 from inferscope.capture.contention import TRAFFIC
 from inferscope.capture.resolve import Resolver
+from inferscope.capture.sampled import Sampled
 
 if TYPE_CHECKING:
     import weakref
@@ -111,6 +113,11 @@ class Finished(ABC):
         return self._record
 
     @property
+    def sampled_ns(self) -> int:
+        """Own time between the stamps that went into what is sampled."""
+        return 0
+
+    @property
     @abstractmethod
     def held_bytes(self) -> int:
         """Memory it keeps until its record has been made."""
@@ -185,6 +192,11 @@ class RawRequest(Finished):
         """Memory it keeps until its record has been made."""
         return self.request.held_bytes
 
+    @property
+    def sampled_ns(self) -> int:
+        """Own time between the stamps that went into what is sampled."""
+        return self.request.sampled_ns
+
     def _made(self, model: ModelSpec, where: Where, breathe: Callable[[], None]) -> GenerationRecord:
         call = read_call(self.module(), self.call)
         outcome = read_result(call, self.result_shape, self.result, inner=self.request.inner)
@@ -199,8 +211,15 @@ class RawRequest(Finished):
     def _begun(self) -> Resolver:
         if self._resolver is None:
             known = busy_of(self.module())
-            self._resolver = Resolver(self.request.entered_ns, keep_samples=self.keep_samples, known=known)
-            self._resolver.begin(self.request.started_ns, self.request.windows)
+            request = self.request
+            sampled = Sampled(request.windows, request.sync_windows, request.counts)
+            self._resolver = Resolver(
+                request.entered_ns,
+                keep_samples=self.keep_samples,
+                known=known,
+                census=census_of(self.module()),
+            )
+            self._resolver.begin(request.started_ns, sampled)
         return self._resolver
 
     def _fold(self, chunks: Iterable[Sequence[int]], marks: Iterable[tuple[int, int, int]]) -> None:

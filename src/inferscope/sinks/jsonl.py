@@ -32,8 +32,8 @@ __all__ = ["JsonlSink", "iter_records", "read_records"]
 LINE_LIMIT_BYTES = 64 * 2**20
 _INT64 = 2**63
 _LAST_BUCKET = QuantileSketch.bucket(_INT64)
-# Signed by nature: a remainder, coefficients of a polynomial, what a caller asked for.
-_SIGNED = frozenset({"residual_ns", "closure_ns", "cost", "options"})
+# Signed by nature: a remainder, coefficients of a polynomial, what a caller asked for, a difference of two means.
+_SIGNED = frozenset({"residual_ns", "closure_ns", "cost", "options", "own_overhead"})
 _BROKEN = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
 
@@ -81,8 +81,9 @@ class JsonlSink:
     def __call__(self, result: Result) -> None:
         """Append one record."""
         record = result.record
-        floats = (record.tpot_ns, record.options.temperature, record.options.top_p)
-        if not all(math.isfinite(value) for value in floats if value is not None):
+        own = () if record.own_overhead is None else dataclasses.astuple(record.own_overhead)
+        floats = (record.tpot_ns, record.options.temperature, record.options.top_p, *own)
+        if not all(math.isfinite(value) for value in floats if isinstance(value, (int, float))):
             self._drop("it holds a number that is not finite")
             return
         try:

@@ -368,6 +368,23 @@ REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
         "inferscope.self", "double", "s", "inferscope's own measured time inside the request.",
         _seconds(f"{_R}.ledger.self_ns"),
     ),
+    Attribute(
+        "inferscope.overhead.per_token", "double", "s",
+        "What observing costs per new token, from requests that chance left unobserved.",
+        _seconds(f"{_R}.own_overhead.per_token_ns"),
+    ),
+    Attribute(
+        "inferscope.overhead.per_token.low", "double", "s", "Lower end of its 95 % interval.",
+        _seconds(f"{_R}.own_overhead.low_ns"),
+    ),
+    Attribute(
+        "inferscope.overhead.per_token.high", "double", "s", "Upper end of it.",
+        _seconds(f"{_R}.own_overhead.high_ns"),
+    ),
+    Attribute(
+        "inferscope.overhead.observed_share", "double", "1", "Share of requests that are observed (0..1).",
+        _get(f"{_R}.own_overhead.observed_share"),
+    ),
 )
 """Set once the request has ended. queue + setup + time_in_model_inference + tail + self + residual = e2e, exactly."""
 
@@ -463,7 +480,28 @@ PHASE: tuple[Attribute[PhaseSubject], ...] = (
         "inferscope.deep.top_group", "string", "", "Group of operators that took longest in those forwards.",
         _top_group,
     ),
-    Attribute("inferscope.launches", "int", "{launch}", "Kernels launched.", _get("phase.launches")),
+    Attribute(
+        "inferscope.launches", "int", "{launch}", "Kernels launched, of passes whose kind was counted.",
+        _get("phase.launches"),
+    ),
+    Attribute(
+        "inferscope.launches.source", "string", "",
+        "How they were counted: `native` (at the driver), `deep` (recorded).", _get("phase.launches_source"),
+    ),
+    Attribute(
+        "inferscope.launches.per_pass", "int", "{launch}",
+        "Of one pass of the phase's most frequent counted kind; on a CPU its outermost operators.",
+        lambda subject: subject.phase.steps[0].launches if subject.phase.steps else None,
+    ),
+    Attribute(
+        "inferscope.launches.changed_from", "int", "{launch}",
+        "What that was before it changed (a recompilation, a graph break, another attention); absent if it never has.",
+        lambda subject: subject.phase.steps[0].launches_before if subject.phase.steps else None,
+    ),
+    Attribute(
+        "inferscope.sync_points", "int", "{line}", "Lines at which the host waited in a pass that was looked at.",
+        lambda subject: len(subject.phase.sync_points) if subject.phase.sync_passes else None,
+    ),
     Attribute("inferscope.syncs", "int", "{sync}", "Host reads seen: a lower bound.", _get("phase.syncs")),
     Attribute(
         "inferscope.contended", "double", "s",
