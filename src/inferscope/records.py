@@ -24,6 +24,7 @@ __all__ = [
     "PassSample",
     "PhaseLedger",
     "PhaseRecord",
+    "ProcessState",
     "QuantileSketch",
     "RequestOptions",
     "Work",
@@ -436,6 +437,9 @@ class RequestOptions:
         top_k: Number of candidates.
         num_beams: Beams per sequence.
         streaming: Whether a streamer was given.
+        cache: `cache_implementation` in force, or the class of the cache that was handed in; None where neither was
+            said, and transformers takes its default.
+        processors: Classes of the logits processors, stopping criteria and streamer that the caller brought.
     """
 
     max_new_tokens: int | None = None
@@ -444,6 +448,26 @@ class RequestOptions:
     top_k: int | None = None
     num_beams: int | None = None
     streaming: bool = False
+    cache: str | None = None
+    processors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessState:
+    """What the process was set to, and what its compiler did, while a request ran.
+
+    Attributes:
+        intra_op_threads: Threads that torch uses within one operator, as the generating thread has it.
+        usable_cpus: Processors that thread may run on; a quota of CPU time is not in this number.
+        compiled_graphs: Graphs that torch's compiler made meanwhile, for whatever thread of the process; None where
+            it is not loaded or does not say.
+        compile_ns: Time it spent on them.
+    """
+
+    intra_op_threads: int | None = None
+    usable_cpus: int | None = None
+    compiled_graphs: int | None = None
+    compile_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -483,6 +507,7 @@ class GenerationRecord:
         device_key: Identity of the machine or GPU it ran on, as `DeviceSpec.key`; None where it is not known.
         rank: Of the process among those that run one model together; None where there is only one.
         contended_with: The other requests behind `contended_ns`, largest overlap first, at most eight.
+        process: What the process was set to, and what its compiler did meanwhile; None where that was not read.
     """
 
     schema: int = SCHEMA
@@ -514,6 +539,7 @@ class GenerationRecord:
     device_key: str | None = None
     rank: int | None = None
     contended_with: tuple[Contender, ...] = ()
+    process: ProcessState | None = None
 
     @property
     def acceptance_share(self) -> float | None:

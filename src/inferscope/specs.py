@@ -432,6 +432,8 @@ class ModelSpec:
         attention: Attention implementation ("sdpa", "eager").
         cost: Exact operator costs; None where they could not be made.
         cost_note: Why `cost` is None; "" otherwise.
+        offloaded_bytes: Bytes of parameters that do not stand on the device where they are used (accelerate's
+            offloading to CPU or disk); None where that could not be told.
     """
 
     name: str
@@ -445,3 +447,4 @@ class ModelSpec:
     attention: str | None = None
     cost: CostTerms | None = None
     cost_note: str = ""
+    offloaded_bytes: int | None = None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from inferscope.capture.busy import busy_of
 from inferscope.capture.calls import read_call, read_result
 from inferscope.capture.contention import TRAFFIC
+from inferscope.capture.process import compiled_so_far, state_since
 from inferscope.capture.resolve import Resolver
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from inferscope.capture.calls import Kept, RawCall
     from inferscope.capture.frames import Request
-    from inferscope.records import GenerationRecord
+    from inferscope.records import GenerationRecord, ProcessState
     from inferscope.specs import ModelSpec
 
 __all__ = ["Begun", "Finished", "RawRequest", "Where", "new_request_id", "restart_request_ids"]
@@ -132,16 +133,19 @@ class RawRequest(Finished):
         span_ids: Trace and span of the request; None where it has no span.
         loop: Whether it is a hand-written loop, where nobody says what was asked and what came back.
         settled: Whether its record has been made.
+        process: The process while it ran; None before its end.
     """
 
     __slots__ = (
         "__weakref__",
+        "_compiled",
         "_resolver",
         "begun",
         "call",
         "error_type",
         "keep_samples",
         "loop",
+        "process",
         "request",
         "result",
         "result_shape",
@@ -170,6 +174,8 @@ class RawRequest(Finished):
         self.span_ids = next((each.span_ids for _, each in begun if each.span_ids is not None), None)
         self.settled = False
         self.loop = False
+        self.process: ProcessState | None = None
+        self._compiled = compiled_so_far()
         self._resolver: Resolver | None = None
         request.fold = self._fold
 
@@ -177,6 +183,10 @@ class RawRequest(Finished):
     def held_bytes(self) -> int:
         """Memory it keeps until its record has been made."""
         return self.request.held_bytes
+
+    def end_in_process(self) -> None:
+        """Note how the process stands, on the thread that has generated."""
+        self.process = state_since(self._compiled)
 
     def _made(self, model: ModelSpec, where: Where, breathe: Callable[[], None]) -> GenerationRecord:
         call = read_call(self.module(), self.call)
