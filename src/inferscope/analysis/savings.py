@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from inferscope.analysis.verdict import PhaseDiagnosis
     from inferscope.records import GenerationRecord, PhaseRecord
 
-__all__ = ["Change", "Term", "change_phase", "change_request", "pools_of", "terms_of"]
+__all__ = ["Change", "Term", "change_phase", "change_request", "pools_of", "span", "terms_of"]
 
 _S_TO_NS = 1e9
 _ATTENTION = "attention"
@@ -148,6 +148,32 @@ def change_request(
         request_share=middle_ns / whole_ns,
         low=low_ns / whole_ns,
         high=high_ns / whole_ns,
+        basis=basis,
+    )
+
+
+def span(record: GenerationRecord, low_ns: float, high_ns: float, basis: str) -> Savings | None:
+    """What it saves to take a stretch of time out of a request that belongs to no phase's terms.
+
+    Args:
+        record: The request.
+        low_ns: Least of it.
+        high_ns: Most of it.
+        basis: What the estimate assumes.
+
+    Returns:
+        The savings, with the phases together as the phase; None where the request or the stretch has no length.
+    """
+    walls_ns = float(sum(phase.wall_ns for phase in record.phases))
+    if record.wall_ns <= 0 or high_ns <= 0:
+        return None
+    low_ns, high_ns = max(0.0, min(low_ns, record.wall_ns)), min(high_ns, float(record.wall_ns))
+    middle_ns = (low_ns + high_ns) / 2
+    return Savings(
+        phase_share=min(1.0, middle_ns / walls_ns) if walls_ns > 0 else 0.0,
+        request_share=middle_ns / record.wall_ns,
+        low=low_ns / record.wall_ns,
+        high=high_ns / record.wall_ns,
         basis=basis,
     )
 

@@ -259,7 +259,7 @@ def _stored_bytes(parameters: Iterable[torch.Tensor]) -> int:
 
 
 def _offloaded_bytes(parameters: Iterable[tuple[str, torch.Tensor]]) -> int:
-    """Bytes of parameters that wait elsewhere: on the CPU beside an accelerator, or without storage until they are used.
+    """Bytes of parameters that wait elsewhere: on the CPU beside an accelerator, or without storage until used.
 
     Accelerate's hooks leave a parameter on the meta device until its module runs.
     """
