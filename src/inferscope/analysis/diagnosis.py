@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from inferscope.analysis.cost import evaluate
 from inferscope.analysis.device_verdict import judge_on_device
-from inferscope.analysis.doubts import balanced, defect, shifted_roofs
+from inferscope.analysis.doubts import AWAY, balanced, defect, shifted_roofs
 from inferscope.analysis.recorded import recorded_operators
 from inferscope.analysis.roofline import Roofs, demand, roofs_for
 from inferscope.analysis.verdict import BOUNDS, Diagnosis, Evidence, PhaseDiagnosis
@@ -38,8 +38,6 @@ BEATEN_ROOF = 1.05
 """A demand above this multiple of the time taken means that a ceiling is wrong, not that the phase is fast."""
 WIDE_SPREAD = 0.5
 """(p90 - p50)/p50 of the passes beyond which their average says little."""
-AWAY = 0.10
-"""Share of a phase off the CPU beyond which its time says little about model and device."""
 FEW_PASSES = 5
 SLOWER_THAN_CALIBRATED = 3.0
 """How many times the calibrated cost of an operator is still believed: longer code paths, a busier machine."""

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from inferscope.records import PhaseRecord
     from inferscope.specs import Ceiling
 
-__all__ = ["CLOSE_SHARES", "balanced", "defect", "shifted_roofs"]
+__all__ = ["AWAY", "CLOSE_SHARES", "balanced", "defect", "shifted_roofs"]
 
 CLOSE_SHARES = 0.10
 """Two largest shares nearer than this: the phase is balanced, and the verdict's confidence low."""
+AWAY = 0.10
+"""Share of a phase off the CPU beyond which its time says little about model and device."""
 _SPREADS = 2.0
 """How many times its readings' spread a ceiling may be off."""
 

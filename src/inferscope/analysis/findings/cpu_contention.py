@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from inferscope.analysis.doubts import AWAY
 from inferscope.analysis.findings.thread_oversubscription import oversubscribed
 from inferscope.analysis.savings import Change
 from inferscope.analysis.verdict import Evidence
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["look"]
 
-_AWAY = 0.10
-
 
 def look(case: Case) -> Finding | None:
     """Fires where the thread did not run for a sizeable part of a phase on a CPU, and nothing traced explains it."""
@@ -25,14 +24,14 @@ def look(case: Case) -> Finding | None:
         return None  # the threads compete with each other, and that has a finding of its own
     share = min(1.0, case.phase.ledger.offcpu_ns / case.phase.wall_ns)
     unexplained = share - case.part("neighbours")
-    if unexplained <= _AWAY:
+    if unexplained <= AWAY:
         return None
     return case.finding(
         "cpu-contention",
         "WARN",
         f"For {100 * share:.0f} % of {case.phase.name} the generating thread did not run: something else had the "
         "CPU, the interpreter lock or the quota.",
-        Evidence(metric="offcpu_share", value=share, threshold=_AWAY, source="measured", note="of the phase"),
+        Evidence(metric="offcpu_share", value=share, threshold=AWAY, source="measured", note="of the phase"),
         Evidence(metric="contended_share", value=case.part("neighbours"), source="measured", note="by traced requests"),
         saving=case.saving("that at least half of it comes back (assumed)", Change("offcpu", 0.5, 1.0)),
         action="Look at what else runs: other processes, threads that hold the interpreter, a CPU quota, more intra-op "
