@@ -6,8 +6,6 @@ import os
 import sys
 from typing import Any
 
-import torch
-
 from inferscope.records import ProcessState
 
 __all__ = ["compiled_so_far", "state_since"]
@@ -34,6 +32,7 @@ def state_since(before: tuple[int, int] | None) -> ProcessState:
     Args:
         before: What `compiled_so_far` said when the request began.
     """
+    torch: Any = sys.modules.get("torch")  # recorded courses are replayed without it
     after = compiled_so_far()
     if before is None and "torch._dynamo.utils" in sys.modules:
         before = 0, 0  # the compiler was loaded meanwhile, and counts from nothing
@@ -41,7 +40,7 @@ def state_since(before: tuple[int, int] | None) -> ProcessState:
     if before is not None and after is not None and after[0] >= before[0] and after[1] >= before[1]:
         graphs, compile_ns = after[0] - before[0], after[1] - before[1]
     return ProcessState(
-        intra_op_threads=torch.get_num_threads(),
+        intra_op_threads=None if torch is None else int(torch.get_num_threads()),
         usable_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         compiled_graphs=graphs,
         compile_ns=compile_ns,

@@ -204,6 +204,15 @@ def test_findings_on_the_same_time_say_so_and_others_do_not():
     assert by_code["python-between-passes"].overlaps == ()
 
 
+def test_a_named_cause_comes_before_slow_kernels_without_one():
+    spec = model(MEMORY, groups=(SCORES,), attention="eager")
+    codes = [each.code for each in found(request(spec, phase("prefill", 6 * MS)))]
+    assert codes.index("attention-unfused") + 1 == codes.index("kernel-inefficient")
+    small = model(MEMORY, groups=(SCORES,), attention="eager")
+    codes = [each.code for each in found(request(small, phase("prefill", 15 * MS)))]
+    assert codes.index("kernel-inefficient") == 0  # what 5 % explains does not come before the other 95 %
+
+
 def test_findings_of_different_phases_do_not_overlap():
     both = request(model(MEMORY), phase("prefill", MS), phase("decode", MS))
     by_code = {each.code: each for each in found(both)}

@@ -87,6 +87,10 @@ REQUEST_RULES = {
 CODES = (*PHASE_RULES, *REQUEST_RULES)
 """Every code that a request's finding can have, beside those of a GPU's window (`analysis.advice.CODES`)."""
 
+_UNNAMED = "kernel-inefficient"
+"""Says that kernels are slow and not why: a finding that names a cause of the same time comes before it."""
+_EXPLAINS = 0.1
+"""Part of what the unnamed one would save from which on a named cause explains enough of it."""
 _RANK = {"WARN": 0, "OPT": 0, "INFO": 1, "OK": 2}
 
 
@@ -94,6 +98,8 @@ def find(
     record: GenerationRecord, diagnosis: Diagnosis, *, surroundings: Surroundings | None = None
 ) -> tuple[Finding, ...]:
     """All findings on a record: what can be gained first, by its share of the request, then the rest.
+
+    A finding that names the cause of slow kernels comes before the one that only says that they are slow.
 
     Args:
         record: What was measured.
@@ -110,7 +116,7 @@ def find(
     found = [finding for case in cases for look in PHASE_RULES.values() if (finding := look(case)) is not None]
     found += [finding for look in REQUEST_RULES.values() if (finding := look(whole)) is not None]
     found += of_the_gpu.look(whole)
-    return _with_overlaps(sorted(found, key=_order))
+    return _named_first(_with_overlaps(sorted(found, key=_order)))
 
 
 def _order(finding: Finding) -> tuple[int, float]:
@@ -129,6 +135,23 @@ def _with_overlaps(found: Iterable[Finding]) -> tuple[Finding, ...]:
         )
         for one in every
     )
+
+
+def _named_first(found: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    ordered = list(found)
+    for unnamed in [one for one in found if one.code == _UNNAMED]:
+        at = ordered.index(unnamed)
+        causes = [one for one in ordered[at + 1 :] if one.code != _UNNAMED and _explains(one, unnamed)]
+        for cause in reversed(causes):
+            ordered.remove(cause)
+            ordered.insert(at, cause)
+    return tuple(ordered)
+
+
+def _explains(cause: Finding, unnamed: Finding) -> bool:
+    if cause.saves is None or unnamed.saves is None or _RANK[cause.severity] > 0:
+        return False
+    return _address_the_same(cause, unnamed) and cause.saves.high >= _EXPLAINS * unnamed.saves.high
 
 
 def _address_the_same(one: Finding, other: Finding) -> bool:
