@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,10 +60,10 @@ def model():
     return LlamaForCausalLM(config).eval()
 
 
-def traced(model, *, length=24, batch=1, new=10, **options):
+def traced(model, *, length=24, batch=1, new=10, device=DEVICE, **options):
     ids = torch.randint(3, 2000, (batch, length))
     options = {"max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0, "do_sample": False, **options}
-    with inferscope.trace(model, device=DEVICE) as session:
+    with inferscope.trace(model, device=device) as session:
         model.generate(ids, **options)
     return session.last
 
@@ -114,8 +115,9 @@ def test_a_collecting_processor_is_found_and_named(model):
 
 def test_eager_attention_is_found_on_a_long_prompt(model):
     model.set_attn_implementation("eager")
+    slow_memory = replace(DEVICE, copy_bytes_per_s=measured(3e9))  # so that their traffic matters on a loaded machine
     try:
-        result = traced(model, length=1000, new=2)
+        result = traced(model, length=1000, new=2, device=slow_memory)
     finally:
         model.set_attn_implementation("sdpa")
     finding = next(each for each in result.findings if each.code == "attention-unfused")

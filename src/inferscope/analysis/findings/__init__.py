@@ -110,7 +110,7 @@ def find(
     cases = tuple(
         case_of(record, phase, verdict, diagnosis.device, known)
         for phase in record.phases
-        if (verdict := diagnosis.phase(phase.name)) is not None
+        if (verdict := diagnosis.phase(phase.name)) is not None and phase.wall_ns > 0  # not so of NaN
     )
     whole = Whole(record=record, diagnosis=diagnosis, cases=cases, surroundings=known)
     found = [finding for case in cases for look in PHASE_RULES.values() if (finding := look(case)) is not None]
