@@ -39,6 +39,7 @@ _POOLS: dict[str, frozenset[str]] = {
     "gc": frozenset({"select", "deliver", "dispatch", "gc"}),
     "compilation": frozenset({"dispatch", "kernels", "compilation"}),
     "neighbours": frozenset({"offcpu"}),
+    "offcpu inside": frozenset({"offcpu"}),
     "cache growth": frozenset({"kernels", "kv", "copies"}),
     "repeated heads": frozenset({"kernels", "kv", "copies"}),
     "attention scores": frozenset({"kernels", "attention arithmetic"}),
@@ -178,12 +179,14 @@ def span(record: GenerationRecord, low_ns: float, high_ns: float, basis: str) ->
     )
 
 
-def pools_of(names: Iterable[str]) -> frozenset[str]:
-    """Which nanoseconds some terms lie in: two findings that share one address the same time."""
-    return frozenset().union(*(_POOLS.get(name, frozenset({name})) for name in names))
+def pools_of(phase: str, names: Iterable[str]) -> frozenset[str]:
+    """Which nanoseconds of a phase some terms lie in ("decode/weights"): findings that share one address the same."""
+    pools: frozenset[str] = frozenset().union(*(_POOLS.get(name, frozenset({name})) for name in names))
+    return frozenset(f"{phase}/{pool}" for pool in pools)
 
 
 def _ledger_terms(phase: PhaseRecord) -> dict[str, Term]:
+    """Parts of the ledger; "offcpu inside" is what of the time off the CPU must have been inside forwards."""
     ledger = phase.ledger
     rows = {
         "select": ledger.select_ns,
@@ -191,6 +194,7 @@ def _ledger_terms(phase: PhaseRecord) -> dict[str, Term]:
         "wait": ledger.wait_ns,
         "gc": ledger.gc_ns,
         "offcpu": ledger.offcpu_ns,
+        "offcpu inside": max(0, (ledger.offcpu_ns or 0) - (phase.wall_ns - ledger.issue_ns)),
         "neighbours": phase.contended_ns,
         "forward": ledger.issue_ns,
         "tail": sum(max(0, worst.excess_ns) for worst in phase.worst),

@@ -231,6 +231,18 @@ def test_what_is_explained_by_one_cause_is_not_put_down_to_another():
     assert "python-between-passes" not in [each.code for each in found(beamed(8))]
 
 
+def test_a_processor_that_sleeps_is_not_taken_for_other_work_and_other_work_not_for_one():
+    brought = RequestOptions(processors=("SleepyProcessor",))
+    slept = phase("decode", MS, between_ns=3 * MS, away_ns=3 * MS)
+    codes = [each.code for each in found(request(model(COMPUTE), slept, options=brought))]
+    assert codes[0] == "python-between-passes"
+    assert "cpu-contention" not in codes
+    disturbed = phase("decode", 4 * MS, between_ns=MS, away_ns=4 * MS)
+    codes = [each.code for each in found(request(model(COMPUTE), disturbed))]
+    assert "cpu-contention" in codes
+    assert "python-between-passes" not in codes
+
+
 def test_the_callers_processors_are_named():
     options = RequestOptions(processors=("SlowProcessor",))
     record = request(model(COMPUTE), phase("decode", MS, between_ns=3 * MS), options=options)
@@ -303,6 +315,17 @@ def test_savings_are_an_interval_within_the_request(rows):
     if saves is not None:
         assert 0 <= saves.low <= saves.request_share <= saves.high <= 1
         assert 0 <= saves.phase_share <= 1
+
+
+def test_a_change_of_the_cache_saves_of_the_cache_alone():
+    """Weights and cache share the memory time as their bytes do, and each finding promises of its own part."""
+    finding = next(each for each in found(CASES["decode-kv-bound"][0]) if each.code == "decode-kv-bound")
+    record = CASES["decode-kv-bound"][0]
+    verdict = diagnose(record, device=DEVICE).phases[0]
+    cost = verdict.cost
+    kv_bytes = cost.kv_read_bytes + cost.kv_write_bytes
+    of_memory = verdict.shares["memory"] * kv_bytes / (kv_bytes + cost.weight_bytes)
+    assert finding.saves.high == pytest.approx(0.5 * of_memory * record.phases[0].wall_ns / record.wall_ns, rel=0.01)
 
 
 def test_an_unknown_term_saves_nothing_that_is_known():

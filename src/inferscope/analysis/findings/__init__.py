@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from inferscope.analysis.verdict import Diagnosis, Finding
-    from inferscope.records import GenerationRecord
+    from inferscope.records import GenerationRecord, PhaseRecord
 
 __all__ = ["CODES", "PHASE_RULES", "REQUEST_RULES", "Surroundings", "find"]
 
@@ -110,13 +110,18 @@ def find(
     cases = tuple(
         case_of(record, phase, verdict, diagnosis.device, known)
         for phase in record.phases
-        if (verdict := diagnosis.phase(phase.name)) is not None and phase.wall_ns > 0  # not so of NaN
+        if (verdict := diagnosis.phase(phase.name)) is not None and _is_sound(phase)
     )
     whole = Whole(record=record, diagnosis=diagnosis, cases=cases, surroundings=known)
     found = [finding for case in cases for look in PHASE_RULES.values() if (finding := look(case)) is not None]
     found += [finding for look in REQUEST_RULES.values() if (finding := look(whole)) is not None]
     found += of_the_gpu.look(whole)
     return _named_first(_with_overlaps(sorted(found, key=_order)))
+
+
+def _is_sound(phase: PhaseRecord) -> bool:
+    """Whether a phase's times are fit to be divided by: also not so of NaN."""
+    return phase.wall_ns > 0 and phase.ledger.total_ns == phase.wall_ns
 
 
 def _order(finding: Finding) -> tuple[int, float]:
@@ -155,6 +160,4 @@ def _explains(cause: Finding, unnamed: Finding) -> bool:
 
 
 def _address_the_same(one: Finding, other: Finding) -> bool:
-    if one.saves is None or other.saves is None or not {*one.touches} & {*other.touches}:
-        return False
-    return one.phase is None or other.phase is None or one.phase == other.phase
+    return one.saves is not None and other.saves is not None and bool({*one.touches} & {*other.touches})

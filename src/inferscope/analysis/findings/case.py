@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from inferscope.analysis.roofline import Roofs, roofs_for
-from inferscope.analysis.savings import Change, Term, change_phase, change_request, pools_of, terms_of
+from inferscope.analysis.savings import Change, Term, change_phase, change_request, pools_of, span, terms_of
 from inferscope.analysis.verdict import Evidence, Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from inferscope.analysis.cost import PassCost
     from inferscope.analysis.verdict import Diagnosis, PhaseDiagnosis, Savings, Severity
@@ -149,7 +149,7 @@ class Case(_Subject):
         """
         return Saving(
             saves=change_phase(self.record, self.phase, self.terms, changes, basis),
-            touches=tuple(sorted(pools_of(change.term for change in changes))),
+            touches=tuple(sorted(pools_of(self.phase.name, (change.term for change in changes)))),
         )
 
 
@@ -183,8 +183,27 @@ class Whole(_Subject):
         parts = [
             (case.phase, case.terms, changes[case.phase.name]) for case in self.cases if case.phase.name in changes
         ]
-        names = {change.term for _, _, every in parts for change in every}
-        return Saving(saves=change_request(self.record, parts, basis), touches=tuple(sorted(pools_of(names))))
+        touched = (pools_of(phase.name, (change.term for change in every)) for phase, _, every in parts)
+        return Saving(
+            saves=change_request(self.record, parts, basis),
+            touches=tuple(sorted(frozenset[str]().union(*touched))),
+        )
+
+    def stretch(
+        self, low_ns: float, high_ns: float, basis: str, *, phases: Iterable[str], terms: Iterable[str]
+    ) -> Saving:
+        """What it saves to take out a stretch of time that is no term's.
+
+        Args:
+            low_ns: Least of it.
+            high_ns: Most of it.
+            basis: What the estimate assumes.
+            phases: Where it lies.
+            terms: What it lies in there.
+        """
+        names = tuple(terms)
+        touched = frozenset[str]().union(*(pools_of(phase, names) for phase in phases))
+        return Saving(saves=span(self.record, low_ns, high_ns, basis), touches=tuple(sorted(touched)))
 
 
 def case_of(

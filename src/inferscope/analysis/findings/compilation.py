@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from inferscope.analysis.findings.case import Saving
-from inferscope.analysis.savings import span
 from inferscope.analysis.verdict import Evidence
 
 if TYPE_CHECKING:
@@ -38,11 +36,12 @@ def look(whole: Whole) -> Finding | None:
             note="by the compiler's own books, for all threads of the process",
         ),
         Evidence(metric="compiled_graphs", value=float(process.compiled_graphs), source="measured"),
-        saving=Saving(
-            saves=span(
-                record, 0.8 * process.compile_ns, float(process.compile_ns), "that these shapes are compiled before"
-            ),
-            touches=("compilation", "dispatch", "kernels"),
+        saving=whole.stretch(
+            0.8 * process.compile_ns,
+            float(process.compile_ns),
+            "that these shapes are compiled before",
+            phases=[phase.name for phase in record.phases],
+            terms=("compilation",),
         ),
         action="Warm up with the shapes that will come, keep them few (a static cache, lengths rounded up, "
         "`dynamic=True`), and see what changes with TORCH_LOGS=recompiles. Precondition: warm-up has time before "

@@ -23,7 +23,8 @@ def look(case: Case) -> Finding | None:
     if oversubscribed(case.record.process):
         return None  # the threads compete with each other, and that has a finding of its own
     share = min(1.0, case.phase.ledger.offcpu_ns / case.phase.wall_ns)
-    unexplained = share - case.part("neighbours")
+    # What waits between the passes may be a processor or a streamer that sleeps.
+    unexplained = case.part("offcpu inside") - case.part("neighbours")
     if unexplained <= AWAY:
         return None
     return case.finding(
@@ -33,7 +34,7 @@ def look(case: Case) -> Finding | None:
         "CPU, the interpreter lock or the quota.",
         Evidence(metric="offcpu_share", value=share, threshold=AWAY, source="measured", note="of the phase"),
         Evidence(metric="contended_share", value=case.part("neighbours"), source="measured", note="by traced requests"),
-        saving=case.saving("that at least half of it comes back (assumed)", Change("offcpu", 0.5, 1.0)),
+        saving=case.saving("that at least half of it comes back (assumed)", Change("offcpu inside", 0.5, 1.0)),
         action="Look at what else runs: other processes, threads that hold the interpreter, a CPU quota, more intra-op "
         "threads than cores (torch.set_num_threads).",
         not_helping="Anything about the model. Numbers taken meanwhile say little about kernels and ceilings.",

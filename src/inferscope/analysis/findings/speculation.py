@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from inferscope.analysis.findings.case import Saving
-from inferscope.analysis.savings import span
 from inferscope.analysis.verdict import Evidence
 
 if TYPE_CHECKING:
@@ -48,9 +46,12 @@ def look(whole: Whole) -> Finding | None:
             source="measured",
             note="drafting and verifying, against one verifying pass",
         ),
-        saving=Saving(
-            saves=span(record, loss_ns, high_ns, "that a pass without candidates takes 50 to 100 % of one with"),
-            touches=("speculation",),
+        saving=whole.stretch(
+            loss_ns,
+            high_ns,
+            "that a pass without candidates takes 50 to 100 % of one with",
+            phases=("draft", "verify"),
+            terms=("forward", "select", "deliver", "offcpu"),
         ),
         action="Draft fewer tokens (num_assistant_tokens), take an assistant that agrees more often or is smaller, or "
         "decode without one. Precondition: none; the tokens stay the same.",
