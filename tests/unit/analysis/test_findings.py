@@ -124,7 +124,7 @@ CASES = {
     "cache-resident": (decode({"weight_bytes": 900_000}, 11_000), decode(MEMORY)),
     "sync-per-token": (decode(MEMORY, syncs=10), decode(MEMORY)),
     "weights-offloaded": (
-        request(model(MEMORY, weight_bytes=9_000_000, offloaded_bytes=3_000_000), phase("decode", MS)),
+        request(model(MEMORY, weight_bytes=9_000_000, offloaded_bytes=3_000_000), phase("decode", 5 * MS)),
         request(model(MEMORY, weight_bytes=9_000_000, offloaded_bytes=0), phase("decode", MS)),
     ),
     "thread-oversubscription": (
@@ -179,6 +179,27 @@ def test_each_finding_says_what_a_finding_must(code):
         assert saves.basis.startswith("that ")
         assert f"{saves.high:.1%}" in finding.verify
         assert finding.touches
+
+
+def test_a_healthy_request_has_what_is_true_of_it_and_nothing_else():
+    """Prefill at the arithmetic's roof, decode at memory's: no rule beyond the two that say so."""
+    prompt, tokens = phase("prefill", MS, passes=1, q=32, regime="prefill"), phase("decode", MS, syncs=10)
+    spec = model(MEMORY, groups=(terms("attention", flops=1_000), terms("kv-cache")), kv_bytes_per_token=1_000)
+    spec = replace(spec, attention="sdpa", weight_bytes=9_000_000, offloaded_bytes=0)
+    every = found(
+        request(
+            spec,
+            prompt,
+            tokens,
+            padding_tokens=0,
+            process=ProcessState(intra_op_threads=2, usable_cpus=2, compiled_graphs=0, compile_ns=0),
+        )
+    )
+    assert {(each.phase, each.code, each.severity) for each in every} == {
+        ("prefill", "prefill-below-ridge", "OPT"),
+        ("decode", "decode-weight-bound", "OPT"),
+        ("decode", "sync-per-token", "INFO"),
+    }
 
 
 def test_every_rule_has_a_case():

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from inferscope.analysis.savings import Change
 from inferscope.analysis.verdict import Evidence
 
 if TYPE_CHECKING:
-    from inferscope.analysis.findings.case import Whole
+    from inferscope.analysis.findings.case import Saving, Whole
     from inferscope.analysis.verdict import Finding
 
 __all__ = ["look"]
@@ -38,12 +37,30 @@ def look(whole: Whole) -> Finding | None:
         "WARN",
         f"{model.offloaded_bytes / 1e6:,.0f} MB of parameters are offloaded{part}: they are brought in for every pass.",
         *rows,
-        saving=whole.saving(
-            "that 50 to 100 % of the transfers go",
-            {case.phase.name: (Change("communication", 0.5, 1.0),) for case in whole.cases},
-        ),
+        saving=_saving(whole, model.offloaded_bytes),
         action="Make the model fit: a narrower dtype, quantised weights, a smaller model, or several devices. "
         "Precondition: check quality.",
         not_helping="A faster device behind the same link, or compiling: passes wait for transfers.",
         verify="run the same request with all weights on the device; TTFT and TPOT fall.",
+    )
+
+
+def _saving(whole: Whole, offloaded_bytes: int) -> Saving:
+    """Between the least that moving the bytes can take and all that the roofs do not explain."""
+    device = whole.diagnosis.device
+    rate = device.copy_bytes_per_s.value if device is not None and device.copy_bytes_per_s is not None else None
+    judged = [case for case in whole.cases if case.verdict.shares]
+    low_ns = high_ns = 0.0
+    for case in judged:
+        explained = sum(case.share(name) for name in ("compute", "memory", "cache"))
+        beyond_ns = case.phase.wall_ns * max(0.0, 1 - explained)
+        high_ns += beyond_ns
+        low_ns += min(beyond_ns, 1e9 * offloaded_bytes * case.phase.passes / rate) if rate else 0.0
+    return whole.stretch(
+        low_ns,
+        high_ns,
+        "that at least moving these bytes at the device's own copy rate goes, at most all that the roofs do not "
+        "explain",
+        phases=[case.phase.name for case in judged],
+        terms=("communication", "kernels", "dispatch"),
     )
