@@ -11,6 +11,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LogitsProc
 
 import inferscope
 from inferscope.analysis.findings import CODES
+from inferscope.sinks.jsonl import JsonlSink
 from inferscope.specs import Ceiling, DeviceSpec
 
 ABOUT_THIS_MACHINE = {
@@ -122,6 +123,15 @@ def test_eager_attention_is_found_on_a_long_prompt(model):
         model.set_attn_implementation("sdpa")
     finding = next(each for each in result.findings if each.code == "attention-unfused")
     assert finding.phase == "prefill"
+
+
+def test_what_findings_need_survives_a_file(model, tmp_path):
+    """A stored record, judged elsewhere, gives the same findings."""
+    result = traced(model, logits_processor=LogitsProcessorList([Collecting()]), num_beams=2)
+    JsonlSink(tmp_path / "records.jsonl")(result)
+    (record,) = inferscope.read_records(tmp_path / "records.jsonl")
+    assert record == result.record
+    assert inferscope.diagnose(record, device=DEVICE).findings == result.findings
 
 
 def test_records_say_what_the_process_was_set_to_and_which_cache_was_brought(model):

@@ -35,6 +35,7 @@ _EXTRAS = {
     "mask": "attention scores",
 }
 """Traffic beyond the model's, by the group that causes it: which term it is."""
+_CONCATENATIONS = {"aten::cat", "aten::concat"}
 _POOLS: dict[str, frozenset[str]] = {
     "gc": frozenset({"select", "deliver", "dispatch", "gc"}),
     "compilation": frozenset({"dispatch", "kernels", "compilation"}),
@@ -96,7 +97,7 @@ def terms_of(phase: PhaseRecord, verdict: PhaseDiagnosis, roofs: Roofs | None) -
         if verdict.cost is not None and roofs is not None:
             found |= _work_terms(phase, verdict, verdict.cost, roofs)
             found |= _extra_terms(phase, verdict, verdict.cost, roofs)
-    found |= _recorded_terms(phase)
+    found |= _recorded_terms(phase, found.get("cache growth"))
     wall_ns = max(phase.wall_ns, 0)
     return {
         name: Term(name=name, time_ns=min(term.time_ns, wall_ns), measured=term.measured)
@@ -267,15 +268,21 @@ def _extra_terms(phase: PhaseRecord, verdict: PhaseDiagnosis, cost: PassCost, ro
     return {name: Term(name=name, time_ns=min(value, room_ns), measured=False) for name, value in rows.items()}
 
 
-def _recorded_terms(phase: PhaseRecord) -> dict[str, Term]:
-    """What recorded operators say of copies, carried over to the phase's forwards by share."""
+def _recorded_terms(phase: PhaseRecord, growth: Term | None) -> dict[str, Term]:
+    """What recorded operators say of copies, carried over to the phase's forwards by share.
+
+    Concatenations are the cache's and others' (rotary embeddings are put together by them), so that they bound what the
+    growing cache takes from above, and do not say it.
+    """
     if phase.deep is None or phase.deep.wall_ns <= 0:
         return {}
-    rows = {"copies": sum(entry.time_ns for entry in phase.operators if entry.name is None and entry.group == "copy")}
-    grown = sum(entry.time_ns for entry in phase.deep.largest if entry.name in {"aten::cat", "aten::concat"})
-    if grown and phase.name in {"decode", "verify"}:
-        rows["cache growth"] = grown
+    scale = phase.ledger.issue_ns / phase.deep.wall_ns
+    copies_ns = scale * sum(entry.time_ns for entry in phase.operators if entry.name is None and entry.group == "copy")
+    if growth is None:
+        return {"copies": Term(name="copies", time_ns=copies_ns)}
+    joined_ns = scale * sum(entry.time_ns for entry in phase.deep.largest if entry.name in _CONCATENATIONS)
+    grown_ns = min(growth.time_ns, joined_ns)
     return {
-        name: Term(name=name, time_ns=min(1.0, value / phase.deep.wall_ns) * phase.ledger.issue_ns)
-        for name, value in rows.items()
+        "copies": Term(name="copies", time_ns=max(0.0, copies_ns - grown_ns)),
+        growth.name: Term(name=growth.name, time_ns=grown_ns, measured=joined_ns < growth.time_ns),
     }

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from made_requests import recorded
+from made_requests import model as made_model
+from made_requests import phase as made_phase
+from made_requests import recorded, request, terms
 
 from inferscope.analysis.diagnosis import diagnose
 from inferscope.analysis.findings import find
@@ -379,3 +381,13 @@ def test_the_sum_over_operators_does_not_depend_on_how_they_are_cut(flops, weigh
     spec = model(flops=flops, weight_bytes=weight_bytes, calls=calls)
     few, many = (verdict(spec, forward_ns=forward_ns, passes=passes) for passes in (3, 3 * factor))
     assert many.shares == pytest.approx(few.shares, rel=1e-9, abs=1e-9)
+
+
+def test_a_phase_is_the_sum_over_its_operators_and_not_the_longer_of_two_sums():
+    """Half a millisecond of arithmetic in one group, 0.4 ms of bytes in another: a maximum of sums would hide one."""
+    head = terms("lm_head 64x1000", weight_bytes=4_000_000)
+    spec = made_model({"flops": 50_000_000, "weight_bytes": 1_000_000}, groups=(head,))
+    found = diagnose(request(spec, made_phase("decode", 930_000)), device=DEVICE).phases[0]
+    assert found.shares["compute"] == pytest.approx(0.5 / 0.93, abs=0.01)
+    assert found.shares["memory"] == pytest.approx(0.4 / 0.93, abs=0.01)
+    assert found.roof_share == pytest.approx(0.9 / 0.93, abs=0.01)

@@ -264,6 +264,21 @@ def test_a_processor_that_sleeps_is_not_taken_for_other_work_and_other_work_not_
     assert "python-between-passes" not in codes
 
 
+def test_recorded_concatenations_bound_what_the_growing_cache_takes():
+    grown = phase("decode", 2 * MS)
+    spec = model(MEMORY, groups=(GROWTH,))
+    unseen = next(each for each in found(request(spec, grown)) if each.code == "kv-cache-concatenated")
+    assert unseen.evidence[0].source == "analytic"
+    for joined_ns, fires in ((MS // 4, True), (MS // 50, False)):
+        seen = recorded(grown, linear=MS, copy=joined_ns)
+        named = replace(seen.deep, largest=tuple(replace(each, name="aten::cat") for each in seen.deep.largest[1:]))
+        every = found(request(spec, replace(seen, deep=named)))
+        findings = [each for each in every if each.code == "kv-cache-concatenated"]
+        assert bool(findings) == fires
+        assert not [each for each in every if each.code == "copies-in-forward"]  # the same time is named once
+        assert all(each.evidence[0].value == pytest.approx(0.125) for each in findings)
+
+
 def test_the_callers_processors_are_named():
     options = RequestOptions(processors=("SlowProcessor",))
     record = request(model(COMPUTE), phase("decode", MS, between_ns=3 * MS), options=options)

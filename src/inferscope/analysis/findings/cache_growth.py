@@ -36,7 +36,7 @@ def look(case: Case) -> Finding | None:
             value=share,
             threshold=_WORTH_SAYING,
             source="measured" if measured else "analytic",
-            note="recorded" if measured else "bytes at the memory roof",
+            note="recorded concatenations" if measured else "bytes at the memory roof",
         ),
         Evidence(
             metric="cache_growth_bytes",

@@ -14,30 +14,25 @@ if TYPE_CHECKING:
 __all__ = ["look"]
 
 _WORTH_SAYING = 0.10
+_NAMED = 3
 
 
 def look(case: Case) -> Finding | None:
     """Fires where recorded operators say that copies other than the growing cache take much of the forwards."""
     communication = case.share("communication")
-    copies = case.part("copies") - case.part("cache growth")
+    copies = case.part("copies")
     share = max(copies, communication)
     if share < _WORTH_SAYING:
         return None
-    deep = case.phase.deep
-    named = [entry for entry in deep.largest if entry.group == "copy"] if deep is not None else []
-    largest = (
-        ", ".join(f"{entry.name} ({entry.calls // max(deep.passes, 1)} per pass)" for entry in named[:3])
-        if deep
-        else ""
-    )
+    largest = _largest(case)
     what = "copies" if case.on_cpu else "copies and transfers"
     return case.finding(
         "copies-in-forward",
         "OPT",
-        f"{share:.0%} of {case.phase.name} is {what} inside its forwards{f': {largest}' if largest else ''}.",
+        f"{share:.0%} of {case.phase.name} is {what} inside its forwards{largest}.",
         Evidence(
             metric="copy_share",
-            value=max(copies, 0.0),
+            value=copies,
             threshold=_WORTH_SAYING,
             source="measured",
             note="of the phase, from recorded passes",
@@ -52,3 +47,13 @@ def look(case: Case) -> Finding | None:
         not_helping="A faster device: it would wait for the same transfers.",
         verify="copies per pass fall in the recorded operators (`deep_every=1`).",
     )
+
+
+def _largest(case: Case) -> str:
+    """The copies that took longest, with how often they ran."""
+    deep = case.phase.deep
+    if deep is None or deep.passes <= 0:
+        return ""
+    named = [entry for entry in deep.largest if entry.group == "copy"][:_NAMED]
+    said = ", ".join(f"{entry.name} ({entry.calls // deep.passes} per pass)" for entry in named)
+    return f": {said}" if said else ""
