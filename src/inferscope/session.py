@@ -327,6 +327,7 @@ class Session:
             self._device = calibration.current_device_spec(kind)
             self._device_known = True
         opinion = diagnosis.diagnose(record, device=self._device)
+        _PIPELINE.breathe()
         return Result(
             record=record,
             diagnosis=opinion,

@@ -11,9 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from inferscope.analysis.doubts import balanced, shifted_roofs
+from inferscope.analysis.doubts import balanced, shifted_demands
 from inferscope.analysis.recorded import communication_ns
-from inferscope.analysis.roofline import demand
 from inferscope.analysis.verdict import BOUNDS, Evidence, PhaseDiagnosis
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ def _doubts(
             f"the device worked for {read.low_ns / read.wall_ns:.0%} to {read.high_ns / read.wall_ns:.0%} of the "
             "phase's wall, and the verdict turns on where in between: a plugged or profiled pass would tell"
         )
-    others = [_shares(read.high_ns, read, demand(cost, other), other) for other in shifted_roofs(roofs)]
+    others = [_shares(read.high_ns, read, other, roofs) for other in shifted_demands(needed, roofs)]
     if read.lag_share > STARVED and any(_largest(other) != _largest(shares) for other in others):
         reasons.append("the verdict turns on a ceiling whose readings were spread: calibrate again")
     if not read.whole:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from inferscope.analysis.cost import evaluate
 from inferscope.analysis.device_verdict import judge_on_device
-from inferscope.analysis.doubts import AWAY, balanced, defect, shifted_roofs
+from inferscope.analysis.doubts import AWAY, balanced, defect, shifted_demands
 from inferscope.analysis.recorded import recorded_operators
 from inferscope.analysis.roofline import Roofs, demand, roofs_for
 from inferscope.analysis.verdict import BOUNDS, Diagnosis, Evidence, PhaseDiagnosis
@@ -154,7 +154,7 @@ def _judged(
 ) -> PhaseDiagnosis:
     needed = demand(cost, roofs)
     recorded = recorded_operators(phase)
-    split = _split(phase, cost, roofs, _operator_ns(device, "module_op_ns"), recorded)
+    split = _split(phase, cost, roofs, needed, _operator_ns(device, "module_op_ns"))
     shares = split.shares()
     bound = _largest(shares)
     unexplained = Evidence(
@@ -163,7 +163,7 @@ def _judged(
         source="measured",
         note="neither roofs, known kernels nor dispatch: split in the proportion of what is explained",
     )
-    reasons = _doubts(phase, device, cost, roofs, split)
+    reasons = _doubts(phase, device, cost, roofs, needed, shares)
     forward_s = phase.ledger.issue_ns * _NS_TO_S
     copy = device.copy_bytes_per_s
     moved = cost.weight_bytes + cost.kv_read_bytes + cost.kv_write_bytes
@@ -188,11 +188,9 @@ def _judged(
     )
 
 
-def _split(
-    phase: PhaseRecord, cost: PassCost, roofs: Roofs, operator_ns: float | None, recorded: Recorded | None
-) -> _Split:
+def _split(phase: PhaseRecord, cost: PassCost, roofs: Roofs, needed: Demand, operator_ns: float | None) -> _Split:
     """A phase's wall by class; the demand is scaled down where it exceeds the time taken."""
-    needed = demand(cost, roofs)
+    recorded = recorded_operators(phase)
     forward = phase.ledger.issue_ns
     scale = min(1.0, forward / needed.total_ns) if needed.total_ns > 0 else 1.0
     rest = max(0.0, forward - scale * needed.total_ns)
@@ -264,18 +262,18 @@ def _doubts(
     device: DeviceSpec,
     cost: PassCost,
     roofs: Roofs,
-    split: _Split,
+    needed: Demand,
+    shares: dict[str, float],
 ) -> tuple[str, ...]:
     """Why the verdict is not certain, in words; nothing where it is."""
-    shares, recorded, needed = split.shares(), recorded_operators(phase), demand(cost, roofs)
     close = balanced(shares)
     reasons = [close] if close else []
     low, middle = _operator_ns(device, "dispatch_ns"), _operator_ns(device, "module_op_ns")
     high = middle * SLOWER_THAN_CALIBRATED if middle is not None else None
-    ends = [_split(phase, cost, roofs, operator_ns, recorded).shares() for operator_ns in (low, high)]
+    ends = [_split(phase, cost, roofs, needed, operator_ns).shares() for operator_ns in (low, high)]
     if any(_largest(end) != _largest(shares) for end in ends):
         reasons.append("the verdict turns on what an operator costs here, which host stamps alone do not tell")
-    others = [_split(phase, cost, other, middle, recorded).shares() for other in shifted_roofs(roofs)]
+    others = [_split(phase, cost, roofs, other, middle).shares() for other in shifted_demands(needed, roofs)]
     if any(_largest(other) != _largest(shares) for other in others):
         reasons.append("the verdict turns on a ceiling whose readings were spread: calibrate again on a quiet machine")
     if needed.total_ns > BEATEN_ROOF * phase.ledger.issue_ns:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inferscope.analysis.cost import PassCost
-    from inferscope.analysis.roofline import Roofs
+    from inferscope.analysis.roofline import Demand, Roofs
     from inferscope.records import PhaseRecord
     from inferscope.specs import Ceiling
 
-__all__ = ["AWAY", "CLOSE_SHARES", "balanced", "defect", "shifted_roofs"]
+__all__ = ["AWAY", "CLOSE_SHARES", "balanced", "defect", "shifted_demands"]
 
 CLOSE_SHARES = 0.10
 """Two largest shares nearer than this: the phase is balanced, and the verdict's confidence low."""
@@ -55,17 +55,34 @@ def defect(phase: PhaseRecord, cost: PassCost, roofs: Roofs) -> str:
     return ""
 
 
-def shifted_roofs(roofs: Roofs) -> tuple[Roofs, ...]:
-    """The roofs with one of them as far off as its readings were spread; nothing where they were not."""
-    compute, memory = _ends(roofs.compute), _ends(roofs.memory)
-    return (*(replace(roofs, compute=end) for end in compute), *(replace(roofs, memory=end) for end in memory))
+def shifted_demands(needed: Demand, roofs: Roofs) -> tuple[Demand, ...]:
+    """What is demanded with one of the roofs as far off as its readings were spread; without the groups.
+
+    Args:
+        needed: What the roofs demand as they are.
+        roofs: How far each may be off.
+    """
+    ends = [(factor, 1.0) for factor in _ends(roofs.compute)] + [(1.0, factor) for factor in _ends(roofs.memory)]
+    return tuple(_stretched(needed, compute, memory) for compute, memory in ends)
 
 
-def _ends(ceiling: Ceiling) -> tuple[Ceiling, ...]:
+def _stretched(needed: Demand, compute: float, memory: float) -> Demand:
+    compute_ns = memory_ns = 0.0
+    for entry in needed.groups:
+        arithmetic_ns, traffic_ns = entry.compute_ns * compute, entry.memory_ns * memory
+        if arithmetic_ns >= traffic_ns:
+            compute_ns += arithmetic_ns
+        else:
+            memory_ns += traffic_ns
+    return replace(needed, groups=(), compute_ns=compute_ns, memory_ns=memory_ns)
+
+
+def _ends(ceiling: Ceiling) -> tuple[float, ...]:
+    """By what a time at this ceiling has to be multiplied if it is as low, or as high, as its readings allow."""
     if not ceiling.spread or not math.isfinite(ceiling.spread):
         return ()
     width = min(0.9, _SPREADS * ceiling.spread)
-    return tuple(replace(ceiling, value=ceiling.value * factor) for factor in (1 - width, 1 + width))
+    return 1 / (1 - width), 1 / (1 + width)
 
 
 def _sound(value: float) -> bool:
