@@ -25,6 +25,7 @@ __all__ = [
     "PassSample",
     "PhaseLedger",
     "PhaseRecord",
+    "ProcessState",
     "QuantileSketch",
     "RequestOptions",
     "StepCount",
@@ -577,6 +578,9 @@ class RequestOptions:
         num_beams: Beams per sequence.
         streaming: Whether a streamer was given.
         seed: Of the sampling, where the call or its configuration names one.
+        cache: `cache_implementation` in force, or the class of the cache that was handed in; None where neither was
+            said, and transformers takes its default.
+        processors: Classes of the logits processors, stopping criteria and streamer that the caller brought.
     """
 
     max_new_tokens: int | None = None
@@ -586,6 +590,26 @@ class RequestOptions:
     num_beams: int | None = None
     streaming: bool = False
     seed: int | None = None
+    cache: str | None = None
+    processors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessState:
+    """What the process was set to, and what its compiler did, while a request ran.
+
+    Attributes:
+        intra_op_threads: Threads that torch uses within one operator, as the generating thread has it.
+        usable_cpus: Processors that thread may run on; a quota of CPU time is not in this number.
+        compiled_graphs: Graphs that torch's compiler made meanwhile, for whatever thread of the process; None where
+            it is not loaded or does not say.
+        compile_ns: Time it spent on them.
+    """
+
+    intra_op_threads: int | None = None
+    usable_cpus: int | None = None
+    compiled_graphs: int | None = None
+    compile_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -628,6 +652,7 @@ class GenerationRecord:
         output_digest: Of the new tokens' ids, 32 hexadecimal digits: equal where the output is. None where that was
             not asked for (INFERSCOPE_OUTPUT_DIGEST), or reading them would sync the device.
         own_overhead: What inferscope costs; None where that was not looked at.
+        process: What the process was set to, and what its compiler did meanwhile; None where that was not read.
     """
 
     schema: int = SCHEMA
@@ -661,6 +686,7 @@ class GenerationRecord:
     contended_with: tuple[Contender, ...] = ()
     output_digest: str | None = None
     own_overhead: OwnOverhead | None = None
+    process: ProcessState | None = None
 
     @property
     def acceptance_share(self) -> float | None:

@@ -26,7 +26,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from inferscope import costing, losses, notices
 from inferscope.analysis import diagnosis, verdict
-from inferscope.analysis.findings import find
+from inferscope.analysis.findings import Surroundings, find
 from inferscope.analysis.raising import raised
 from inferscope.capture import intercept, introspect
 from inferscope.capture.arms import arms_of
@@ -400,6 +400,7 @@ class Session:
             self._device_known = True
         self._raise_roofs(record)
         opinion = diagnosis.diagnose(record, device=self._device)
+        _PIPELINE.breathe()
         return Result(
             record=record,
             diagnosis=opinion,
@@ -775,12 +776,16 @@ def observe_every(*, keepers: Iterable[object] = (), outlets: Iterable[object] =
     )
 
 
-def diagnose(record: GenerationRecord, *, device: DeviceSpec | None = None) -> Result:
+def diagnose(
+    record: GenerationRecord, *, device: DeviceSpec | None = None, surroundings: Surroundings | None = None
+) -> Result:
     """The opinion on a stored record.
 
     Args:
         record: What was measured.
         device: Ceilings to judge by; None takes those of this machine if the record was made on it, else none.
+        surroundings: What is known beside the record (`inferscope.analysis.findings.Surroundings`): a window of the
+            GPU, the load, a lint report, retries of the allocator.
 
     Returns:
         Record, verdict and findings.
@@ -789,4 +794,4 @@ def diagnose(record: GenerationRecord, *, device: DeviceSpec | None = None) -> R
         known = calibration.current_device_spec((record.model.device or "cpu").partition(":")[0])
         device = known if record.device_key in {None, known.key} else None
     opinion = diagnosis.diagnose(record, device=device)
-    return Result(record=record, diagnosis=opinion, findings=find(record, opinion))
+    return Result(record=record, diagnosis=opinion, findings=find(record, opinion, surroundings=surroundings))

@@ -36,6 +36,7 @@ __all__ = [
 
 # What is looked at, after the call. A cache or a processor is not held on to: it may be large, or expected to die.
 _OPTIONS = (
+    "cache_implementation",
     "eos_token_id",
     "generation_config",
     "max_length",
@@ -50,6 +51,10 @@ _SHAPING = ("num_beams", "do_sample", "use_cache", "cache_implementation")
 """Options that change what a request of the same sizes has to do."""
 _LISTED = 256
 """Elements up to which a list is made sooner than an array: after a pass, when nothing of numpy is in the caches."""
+_BROUGHT = ("logits_processor", "stopping_criteria")
+"""Lists of callables that run after every pass: their classes are noted, and they are not held on to."""
+_NAMED = 16
+"""At most so many of them."""
 _PROMPTS = ("input_ids", "inputs", "inputs_embeds", "input_features", "pixel_values")
 
 
@@ -98,6 +103,8 @@ class RawCall:
     has_mask: bool
     mask: Kept | None
     streaming: bool
+    cache_class: str | None = None
+    processors: tuple[str, ...] = ()
 
 
 def hold(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RawCall:
@@ -114,7 +121,21 @@ def hold(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RawCall:
         has_mask=mask is not None,
         mask=keep(mask),
         streaming=kwargs.get("streamer") is not None,
+        cache_class=None if kwargs.get("past_key_values") is None else type(kwargs["past_key_values"]).__name__,
+        processors=_brought(kwargs),
     )
+
+
+def _brought(kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Classes of what the caller lets run after every pass; "StoppingCriteriaList" and its like are looked into."""
+    names: list[str] = []
+    for key in _BROUGHT:
+        given = kwargs.get(key)
+        if given is not None:
+            names += [type(each).__name__ for each in (given if isinstance(given, list | tuple) else [given])]
+    if kwargs.get("streamer") is not None:
+        names.append(type(kwargs["streamer"]).__name__)
+    return tuple(names[:_NAMED])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -255,6 +276,8 @@ def read_call(model: Any, raw: RawCall) -> Call:  # noqa: ANN401 - any model
             num_beams=said("num_beams"),
             streaming=raw.streaming,
             seed=seed if isinstance(seed := said("seed"), int) else None,
+            cache=raw.cache_class or _text(option("cache_implementation")),
+            processors=raw.processors,
         ),
         eos_ids=eos_ids,
         pad_id=pad_id,
@@ -370,6 +393,10 @@ def _input_tokens(raw: RawCall, pad_id: int | None, eos_ids: frozenset[int]) -> 
         return None, None
     tokens = int(held.sum())
     return tokens, positions - tokens
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _ids(value: object) -> frozenset[int]:

@@ -972,6 +972,7 @@ def _close(opened: _Opened, result: object, error_type: str | None) -> None:
             return
         raw.error_type = error_type
         raw.result_shape, raw.result = hold_result(result)
+        raw.end_in_process()
         request.returned_ns = returned
         request.cpu_ns = _CLOCK.thread_cpu_ns()
         if request.meter is not None:

@@ -69,6 +69,7 @@ def describe(model: torch.nn.Module) -> ModelSpec:
         device=_known(lambda: str(_required(parameters)[0][1].device), None),
         attention=_text(attention),
         context_tokens=_known(lambda: context_tokens(config), None),
+        offloaded_bytes=_known(lambda: _offloaded_bytes(_required(parameters)), None),
     )
 
 
@@ -266,6 +267,19 @@ def _stored_bytes(parameters: Iterable[torch.Tensor]) -> int:
         size = tensor.nbytes
         used.setdefault(key, {})[int(tensor.storage_offset()), size] = size
     return sum(min(size, sum(used[key].values())) for key, size in whole.items())
+
+
+def _offloaded_bytes(parameters: Iterable[tuple[str, torch.Tensor]]) -> int:
+    """Bytes of parameters that wait elsewhere: on the CPU beside an accelerator, or without storage until used.
+
+    Accelerate's hooks leave a parameter on the meta device until its module runs.
+    """
+    by_place: dict[str, int] = {}
+    for _, parameter in parameters:
+        place = parameter.device.type
+        by_place[place] = by_place.get(place, 0) + parameter.numel() * parameter.element_size()
+    on_accelerator = any(place not in {"cpu", "meta"} for place in by_place)
+    return by_place.get("meta", 0) + (by_place.get("cpu", 0) if on_accelerator else 0)
 
 
 def _stored_tensors(model: torch.nn.Module, parameters: list[tuple[str, torch.Tensor]]) -> Iterator[torch.Tensor]:

@@ -369,6 +369,7 @@ class Resolver:
             error_type=raw.error_type,
             notes=self._notes(loop=raw.loop),
             contended_with=contended_with,
+            process=raw.process,
             **counts,
             **where._asdict(),
         )
