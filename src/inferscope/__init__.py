@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inferscope.analysis.cost import PassCost as PassCost
     from inferscope.analysis.memory import MemoryAccount as MemoryAccount
+    from inferscope.analysis.prediction import Prediction as Prediction
     from inferscope.analysis.verdict import Diagnosis as Diagnosis
     from inferscope.analysis.verdict import Evidence as Evidence
     from inferscope.analysis.verdict import Finding as Finding
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from inferscope.experiments.lint import LintReport as LintReport
     from inferscope.experiments.lint import lint as lint
     from inferscope.hardware.calibration import calibrate as calibrate
+    from inferscope.integrations.auto import InferscopeInstrumentor as InferscopeInstrumentor
     from inferscope.monitor import BottleneckMonitor as BottleneckMonitor
+    from inferscope.predicting import model_spec as model_spec
+    from inferscope.predicting import predict as predict
     from inferscope.records import GenerationRecord as GenerationRecord
     from inferscope.session import Instrumentation as Instrumentation
     from inferscope.session import Result as Result
@@ -51,11 +55,13 @@ _PLACES = {
     "Finding": "analysis.verdict",
     "GenerationRecord": "records",
     "InferscopeError": "errors",
+    "InferscopeInstrumentor": "integrations.auto",
     "Instrumentation": "session",
     "LintReport": "experiments.lint",
     "MemoryAccount": "analysis.memory",
     "ModelSpec": "specs",
     "PassCost": "analysis.cost",
+    "Prediction": "analysis.prediction",
     "Result": "session",
     "Session": "session",
     "calibrate": "hardware.calibration",
@@ -65,7 +71,9 @@ _PLACES = {
     "instrument": "session",
     "lint": "experiments.lint",
     "memory": "costing",
+    "model_spec": "predicting",
     "phase": "capture.loops",
+    "predict": "predicting",
     "read_records": "sinks.jsonl",
     "setup": "sinks.setup",
     "trace": "session",
@@ -80,11 +88,13 @@ __all__ = [
     "Finding",
     "GenerationRecord",
     "InferscopeError",
+    "InferscopeInstrumentor",
     "Instrumentation",
     "LintReport",
     "MemoryAccount",
     "ModelSpec",
     "PassCost",
+    "Prediction",
     "Result",
     "Session",
     "__version__",
@@ -95,7 +105,9 @@ __all__ = [
     "instrument",
     "lint",
     "memory",
+    "model_spec",
     "phase",
+    "predict",
     "read_records",
     "setup",
     "trace",

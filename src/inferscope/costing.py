@@ -6,6 +6,7 @@ evaluated from there.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from inferscope.analysis.memory import MemoryAccount
     from inferscope.specs import CostTerms
 
-__all__ = ["TERMS_KEPT", "cost", "cost_terms", "kept_terms", "memory"]
+__all__ = ["TERMS_KEPT", "cost", "cost_terms", "kept_terms", "memory", "spec_of"]
 
 TERMS_KEPT = 64
 """Models whose cost polynomials are kept in the process for `cost` and `memory`."""
@@ -126,6 +127,34 @@ def memory(
         output_tokens=output_tokens,
         device=device,
         encoder_len=encoder_len,
+    )
+
+
+def spec_of(model_or_config: object, *, dtype: str | None = None) -> ModelSpec:
+    """The facts and the counted operators of a model or configuration, as plain data.
+
+    Args:
+        model_or_config: A transformers model or configuration.
+        dtype: Of the weights and activations ("bfloat16"); None: the model's own.
+
+    Raises:
+        CostUnavailableError: The operators of this model cannot be counted exactly.
+    """
+    terms = cost_terms(model_or_config, dtype=dtype)
+    if isinstance(model_or_config, torch.nn.Module):
+        own = introspect.describe(model_or_config)
+        weights = own.weight_bytes if dtype in {None, own.dtype} else None
+        return replace(own, cost=terms, dtype=dtype or own.dtype, weight_bytes=weights)
+    named = getattr(model_or_config, "_name_or_path", None) or getattr(model_or_config, "model_type", None)
+    own_dtype = str(getattr(model_or_config, "dtype", None) or torch.get_default_dtype()).removeprefix("torch.")
+    return ModelSpec(
+        name=str(named or type(model_or_config).__name__),
+        model_class=type(model_or_config).__name__,
+        model_type=getattr(model_or_config, "model_type", None),
+        weight_bytes=terms.stored_bytes,
+        dtype=dtype or own_dtype,
+        cost=terms,
+        context_tokens=introspect.context_tokens(model_or_config),
     )
 
 

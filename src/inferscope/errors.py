@@ -20,7 +20,9 @@ __all__ = [
     "ModelNotFoundError",
     "NotAModelError",
     "NothingToCompareError",
+    "PredictionError",
     "RecordFormatError",
+    "ScriptError",
     "SettingError",
     "SinkError",
     "UnknownDeviceError",
@@ -83,10 +85,22 @@ class RecordFormatError(InferscopeError, ValueError):
     slug = "record-format"
 
 
+class ScriptError(InferscopeError, ValueError):
+    """A program that is to be run is not there, or is not Python."""
+
+    slug = "script-unusable"
+
+
 class CostUnavailableError(InferscopeError, ValueError):
     """No exact operator count can be made for this model."""
 
     slug = "cost-unavailable"
+
+
+class PredictionError(InferscopeError, ValueError):
+    """Nothing supports the prediction that was asked for."""
+
+    slug = "prediction-unsupported"
 
 
 class ModelNotFoundError(InferscopeError, LookupError):

@@ -34,21 +34,23 @@ def logger() -> Any:  # noqa: ANN401 - structlog's bound loggers share no public
     )
 
 
-def warn(slug: str, message: str, **facts: object) -> bool:
+def warn(slug: str, message: str, *, once: object = None, **facts: object) -> bool:
     """Log a warning, once per slug and process.
 
     Args:
         slug: Heading in docs/reference/messages.md.
         message: What happened and what to do, without prompt or completion text.
+        once: Said once for each of these instead; their number must be bounded.
         **facts: Keys and values beside it.
 
     Returns:
         Whether it was said (False: it had been said before).
     """
     with _lock:
-        if slug in _said:
+        said = slug if once is None else f"{slug} {once!r}"
+        if said in _said:
             return False
-        _said.add(slug)
+        _said.add(said)
     with contextlib.suppress(Exception):  # a broken log configuration must not reach the host
         logger().warning(message, slug=slug, **facts)
     return True

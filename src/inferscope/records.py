@@ -20,12 +20,16 @@ __all__ = [
     "GenerationRecord",
     "Ledger",
     "OperatorTime",
+    "OwnOverhead",
     "PassRun",
     "PassSample",
     "PhaseLedger",
     "PhaseRecord",
+    "ProcessState",
     "QuantileSketch",
     "RequestOptions",
+    "StepCount",
+    "SyncSeen",
     "Work",
     "WorstPass",
 ]
@@ -391,6 +395,93 @@ class DeepTime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepCount:
+    """What a forward of one kind starts on the device and waits for, as counted in measured forwards of that kind.
+
+    Kinds are told apart by the forward's name, batch size, context (by powers of two), dtype, attention, class of the
+    cache, and whether transformers ran it compiled.
+
+    Attributes:
+        name: As the naming rule says ("prefill", "prefill/chunk", "decode", ...).
+        passes: Forwards of this kind in the phase.
+        batch_size: Sequences in each.
+        context_from: Fewest tokens behind one, its own included, that count as this kind.
+        context_to: Most of them.
+        launches: Of one forward, in `unit`; what a graph holds counts as the graph's launch alone.
+        graph_launches: CUDA graphs that one forward launches; None where that was not counted.
+        syncs: Waits of the host within one forward; None where they were not counted.
+        unit: "kernel", or "operator" where the host computes: outermost operators play the launches' part.
+        source: "native" (counted at the driver) or "deep" (recorded with torch's profiler).
+        samples: Forwards of this kind that were counted, in this request and before.
+        launches_before: What the count had settled at before it changed; None where it never has.
+        varies: Whether forwards of this kind do not all launch as many, so that `launches` is the latest count.
+    """
+
+    name: str
+    passes: int
+    batch_size: int
+    context_from: int
+    context_to: int
+    launches: int
+    graph_launches: int | None = None
+    syncs: int | None = None
+    unit: Literal["kernel", "operator"]
+    source: Literal["native", "deep"]
+    samples: int
+    launches_before: int | None = None
+    varies: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncSeen:
+    """A line at which the host waited for a CUDA device, in the passes that were looked at for it.
+
+    Attributes:
+        file: Innermost file that is not torch's own: relative to the folder of packages or to the working folder.
+        line: Line in it.
+        count: Waits there, over all passes looked at.
+        caller_file: Innermost file that belongs to no installed package; None where that is `file`, or nobody's.
+        caller_line: Line in it; None with `caller_file`.
+    """
+
+    file: str
+    line: int
+    count: int
+    caller_file: str | None = None
+    caller_line: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnOverhead:
+    """What inferscope itself costs, as far as was known when the record was made.
+
+    Attributes:
+        budget_share: What it may take of the time (0..1).
+        observed_share: Share of requests that are observed at that moment (0..1).
+        self_share: Its own measured time over the wall of the latest observed requests, what is sampled left out
+            (0..1); None where too few were seen.
+        per_token_ns: Difference per new token between requests that were and were not observed, chosen by chance and
+            of equal shape: also what its own clock does not see. Negative where noise exceeds it. None where there
+            were too few.
+        low_ns: Lower end of its 95 % interval.
+        high_ns: Upper end.
+        observed: Requests that were, in that comparison.
+        bare: Requests that were not.
+        provenance: "randomised"; None with `per_token_ns`.
+    """
+
+    budget_share: float
+    observed_share: float
+    self_share: float | None = None
+    per_token_ns: float | None = None
+    low_ns: float | None = None
+    high_ns: float | None = None
+    observed: int = 0
+    bare: int = 0
+    provenance: Literal["randomised"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseRecord:
     """All passes of one kind within a request.
 
@@ -406,7 +497,8 @@ class PhaseRecord:
         ledger: Where the wall went.
         work: Sums for the cost model; empty where a shape was unknown.
         device: Device time; None where it is unknown.
-        launches: Kernels launched; None where they were not counted.
+        launches: Kernels launched: passes of each kind times the count of one of that kind; None unless every pass is
+            of a kind that was counted.
         syncs: Host reads seen at their seam: a lower bound; None where there is no such seam.
         contended_ns: Overlay: time that other traced requests took from this one: they were in a forward on the same
             device, or at work on the host while this thread did not run, since one thread at a time has the
@@ -415,6 +507,11 @@ class PhaseRecord:
             decoded, or decoded while it prefilled. None where a pass has one request only.
         deep: Forwards whose operators were recorded; None where none was.
         operators: Of those, by group, longest first.
+        launches_source: How the counts behind `launches` were obtained; "deep" where any was recorded. None with it.
+        steps: What one forward of each kind launches and waits for, as far as such a one was counted.
+        sync_passes: Passes, with the selection after each, that were looked at for waits; None where none was.
+        sync_points: Where the host waited in those, most frequent first, at most 32 places; of two or more syncs in
+            one call of torch's one may be seen.
     """
 
     name: str
@@ -434,6 +531,10 @@ class PhaseRecord:
     mixed_passes: int | None = None
     deep: DeepTime | None = None
     operators: tuple[OperatorTime, ...] = ()
+    launches_source: Literal["native", "deep"] | None = None
+    steps: tuple[StepCount, ...] = ()
+    sync_passes: int | None = None
+    sync_points: tuple[SyncSeen, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -477,6 +578,9 @@ class RequestOptions:
         num_beams: Beams per sequence.
         streaming: Whether a streamer was given.
         seed: Of the sampling, where the call or its configuration names one.
+        cache: `cache_implementation` in force, or the class of the cache that was handed in; None where neither was
+            said, and transformers takes its default.
+        processors: Classes of the logits processors, stopping criteria and streamer that the caller brought.
     """
 
     max_new_tokens: int | None = None
@@ -486,6 +590,26 @@ class RequestOptions:
     num_beams: int | None = None
     streaming: bool = False
     seed: int | None = None
+    cache: str | None = None
+    processors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessState:
+    """What the process was set to, and what its compiler did, while a request ran.
+
+    Attributes:
+        intra_op_threads: Threads that torch uses within one operator, as the generating thread has it.
+        usable_cpus: Processors that thread may run on; a quota of CPU time is not in this number.
+        compiled_graphs: Graphs that torch's compiler made meanwhile, for whatever thread of the process; None where
+            it is not loaded or does not say.
+        compile_ns: Time it spent on them.
+    """
+
+    intra_op_threads: int | None = None
+    usable_cpus: int | None = None
+    compiled_graphs: int | None = None
+    compile_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -527,6 +651,8 @@ class GenerationRecord:
         contended_with: The other requests behind `contended_ns`, largest overlap first, at most eight.
         output_digest: Of the new tokens' ids, 32 hexadecimal digits: equal where the output is. None where that was
             not asked for (INFERSCOPE_OUTPUT_DIGEST), or reading them would sync the device.
+        own_overhead: What inferscope costs; None where that was not looked at.
+        process: What the process was set to, and what its compiler did meanwhile; None where that was not read.
         labels: (name, value) of what an experiment that made the request on purpose says of it; () for others.
     """
 
@@ -560,6 +686,8 @@ class GenerationRecord:
     rank: int | None = None
     contended_with: tuple[Contender, ...] = ()
     output_digest: str | None = None
+    own_overhead: OwnOverhead | None = None
+    process: ProcessState | None = None
     labels: tuple[tuple[str, str], ...] = ()
 
     @property

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import inspect
 import os
-import random
 import sys
 import threading
 import time
@@ -27,16 +26,27 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from inferscope import costing, losses, notices
 from inferscope.analysis import diagnosis, verdict
-from inferscope.analysis.findings import find
+from inferscope.analysis.findings import Surroundings, find
+from inferscope.analysis.raising import raised
 from inferscope.capture import intercept, introspect
+from inferscope.capture.arms import arms_of
 from inferscope.capture.frames import CURRENT
 from inferscope.capture.requests import Begun
 from inferscope.errors import CostUnavailableError, InferscopeError, NotAModelError, SettingError
 from inferscope.hardware import calibration, probe
+from inferscope.meters.budget import Governor
 from inferscope.meters.nvtx import find_ranges
 from inferscope.pipeline import Pipeline
+from inferscope.records import OwnOverhead
 from inferscope.report.plain import to_text
-from inferscope.settings import Settings, checked_detail, checked_every, checked_rate
+from inferscope.settings import (
+    Settings,
+    checked_budget,
+    checked_counters,
+    checked_detail,
+    checked_every,
+    checked_rate,
+)
 from inferscope.sinks.base import EarlySink, resolve_sinks
 from inferscope.specs import DeviceSpec, ModelSpec
 
@@ -50,7 +60,7 @@ if TYPE_CHECKING:
     from inferscope.sinks.base import Sink
     from inferscope.specs import CostTerms
 
-__all__ = ["Instrumentation", "Result", "Session", "diagnose", "instrument", "trace"]
+__all__ = ["EverySession", "Instrumentation", "Result", "Session", "diagnose", "instrument", "observe_every", "trace"]
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -88,25 +98,45 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 class _Inbox:
     """What capture hands finished requests to, on the generating thread."""
 
-    def __init__(self, session: Session, settings: Settings, sinks: tuple[Sink, ...], model_name: str) -> None:
+    gives_way = False
+
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        sinks: tuple[Sink, ...],
+        model_name: str,
+        context: object | None = None,
+    ) -> None:
         self._session = session
         self._sample_rate = settings.sample_rate
+        self._governor = session.governor
         self._sinks = [sink for sink in sinks if isinstance(sink, EarlySink)]
         self._skippable = bool(sinks) and len(self._sinks) == len(sinks)
         self._model_name = model_name
         # A thread starts without a context: what it generates belongs where tracing began.
-        self._context = _ambient_context()
+        self._context = _ambient_context() if context is None else context
         self.keep_samples = settings.detail == "passes"
         self.keep_digest = settings.output_digest
         self.plug_every = settings.plug_every
         self.deep_every = settings.deep_every
         self.ranges = find_ranges() if settings.nvtx else None
+        self.counters = settings.counters == "native"
+
+    @property
+    def observed_share(self) -> float:
+        """Share of requests that are wanted: as asked, and as the budget leaves it."""
+        return self._sample_rate * self._governor.observed_share
 
     def begin(
-        self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
+        self,
+        request_id: str,
+        started_unix_ns: int,
+        context: object | None,
+        options: Mapping[str, Any],
+        claimed: bool,  # noqa: ARG002, FBT001 - whoever traces a model by name wants its requests, whoever else does
+        /,
     ) -> Begun | None:
-        if self._sample_rate < 1 and random.random() >= self._sample_rate:  # noqa: S311 - a sample, not a secret
-            return None
         context = self._context if context is None else context
         span_ids, said, wanted = None, False, False
         for sink in self._sinks:
@@ -118,8 +148,8 @@ class _Inbox:
             if root is not None:
                 said, wanted = True, wanted or root.recording
                 span_ids = root.ids if root.recording and span_ids is None else span_ids
-        # A sink without a say decides nothing: where none has any, the request is observed.
-        if self._skippable and said and not wanted:
+        # A sink without a say decides nothing: where none has any, the request of a model that was named is observed.
+        if self._skippable and not wanted and (said or self.gives_way):
             self.abandon(request_id)
             return None
         return Begun(context, span_ids)
@@ -161,6 +191,7 @@ class Session:
         self._device = device
         self._device_known = device is not None
         self._sinks = sinks
+        self.governor = Governor(settings.overhead_budget, thins=settings.budget_asked)
         self._attachment: intercept.Attachment | None = None
         self._depth = 0
         self._entering = threading.Lock()  # one decorated function runs in many threads
@@ -181,6 +212,7 @@ class Session:
                     )
                 inbox = _Inbox(self, self._settings, self._sinks, introspect.name_of(target))
                 self._attachment = intercept.attach(target, inbox)
+                self.governor.open()
                 _PIPELINE.open()
         return self
 
@@ -192,6 +224,7 @@ class Session:
             self._depth -= 1
             if self._depth == 0 and self._attachment is not None:
                 self._attachment.detach()
+                self.governor.close()
                 self._attachment = None
                 _PIPELINE.close()
 
@@ -321,27 +354,74 @@ class Session:
             rank=_rank(),
             breathe=_PIPELINE.breathe,
         )
+        self.governor.saw(record.wall_ns, record.ledger.self_ns - raw.sampled_ns)
+        record = replace(record, own_overhead=self._own_overhead(raw))
         result = self._judge(record, begun.context)
         _PIPELINE.breathe()
         self._results.append(result)
-        for sink in self._sinks:
+        for sink in self._told(begun):
             try:
                 sink(result)
             except Exception as error:  # noqa: BLE001 - a sink's fault is said once and costs the others nothing
                 _say_sink_failed(sink, error)
+
+    def _told(self, begun: Begun) -> tuple[Sink, ...]:  # noqa: ARG002 - not all sessions tell all
+        """The sinks that get the result of a request."""
+        return self._sinks
+
+    def _own_overhead(self, raw: Finished) -> OwnOverhead:
+        """What observing costs, as far as is known by now; said once where it is more than it may be."""
+        governor = self.governor
+        if governor.exceeds:
+            share, observed = governor.self_share or 0.0, governor.observed_share
+            fewer = f"one request in {1 / observed:.1f} is observed"
+            kept = fewer if observed < 1 else "set it, and fewer requests are observed"
+            notices.warn(
+                "overhead-budget",
+                f"observing takes {share:.1%} of the time and the budget is {governor.share:.1%}: {kept}",
+            )
+        estimate = arms_of(raw.module()).estimate()
+        return OwnOverhead(
+            budget_share=governor.share,
+            observed_share=self._settings.sample_rate * governor.observed_share,
+            self_share=governor.self_share,
+            per_token_ns=None if estimate is None else estimate.value_ns,
+            low_ns=None if estimate is None else estimate.low_ns,
+            high_ns=None if estimate is None else estimate.high_ns,
+            observed=0 if estimate is None else estimate.observed,
+            bare=0 if estimate is None else estimate.bare,
+            provenance=None if estimate is None else "randomised",
+        )
 
     def _judge(self, record: GenerationRecord, parent_context: object | None) -> Result:
         if not self._device_known:
             kind = (record.model.device or "cpu").partition(":")[0]
             self._device = calibration.current_device_spec(kind)
             self._device_known = True
+        self._raise_roofs(record)
         opinion = diagnosis.diagnose(record, device=self._device)
+        _PIPELINE.breathe()
         return Result(
             record=record,
             diagnosis=opinion,
             findings=find(record, opinion),
             parent_context=parent_context,
         )
+
+    def _raise_roofs(self, record: GenerationRecord) -> None:
+        """Judge this request and those that follow by what it proves about the device, and say so once."""
+        if self._device is None:
+            return
+        higher = raised(self._device, record)
+        if higher is not self._device:
+            self._device = higher
+            notices.warn(
+                "roof-raised",
+                "a request was faster than a known ceiling of its device: its own rate is the ceiling from here on, "
+                "in this session; `inferscope calibrate --refresh` on an idle machine measures anew",
+                device=higher.name,
+                request=record.request_id,
+            )
 
     def _done(self) -> None:
         with self._changed:
@@ -351,6 +431,91 @@ class Session:
 
 def _say_sink_failed(sink: Sink, error: Exception) -> None:
     notices.warn("sink-failed", f"a sink raised {type(error).__name__}: {error}", sink=repr(sink))
+
+
+class _EveryInbox(_Inbox):
+    """The inbox of a session that observes every model."""
+
+    gives_way = True
+
+    def __init__(
+        self,
+        session: EverySession,
+        settings: Settings,
+        outlets: tuple[Sink, ...],
+        model_name: str,
+        context: object,
+        *,
+        keeps: bool,
+    ) -> None:
+        super().__init__(session, settings, outlets, model_name, context)
+        self._keeps = keeps
+        self._outlets = outlets
+
+    def begin(
+        self,
+        request_id: str,
+        started_unix_ns: int,
+        context: object | None,
+        options: Mapping[str, Any],
+        claimed: bool,  # noqa: FBT001 - as the protocol has it
+        /,
+    ) -> Begun | None:
+        begun = None
+        if self._outlets and not claimed:
+            begun = super().begin(request_id, started_unix_ns, context, options, claimed)
+        if begun is None:
+            kept = Begun(self._context if context is None else context, claims=False, tells=False)
+            return kept if self._keeps else None
+        return begun
+
+
+class EverySession(Session):
+    """A session of every model of transformers in this process, of models to come, too: see `observe_every`."""
+
+    def __init__(
+        self, *, settings: Settings, device: DeviceSpec | None, keepers: tuple[Sink, ...], outlets: tuple[Sink, ...]
+    ) -> None:
+        """Prepare; nothing is attached before the session is entered."""
+        super().__init__(None, settings=replace(settings, disabled=True), device=device, sinks=(*keepers, *outlets))
+        self._settings = settings
+        self._keepers, self._outlets = keepers, outlets
+        self._every: intercept.EveryAttachment | None = None
+        self._working = False
+
+    def __enter__(self) -> EverySession:
+        """Observe models from their next request on; entering twice is counted."""
+        with self._entering:
+            self._depth += 1
+            if self._depth == 1 and not self._settings.disabled:
+                # What has no span of its own belongs to who started the process, not to whoever asks first.
+                self._process_context = _ambient_context()
+                self._every = intercept.attach_every(self._inbox_of)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave all models and classes as they were."""
+        with self._entering:
+            self._depth -= 1
+            if self._depth == 0 and self._every is not None:
+                self._every.detach()
+                self._every = None
+                if self._working:
+                    self._working = False
+                    _PIPELINE.close()
+
+    def _inbox_of(self, module: object) -> _EveryInbox:
+        if not self._working:  # a program that never generates has no thread of ours
+            self._working = True
+            _PIPELINE.open()
+        name = introspect.name_of(module)
+        keeps = bool(self._keepers)
+        return _EveryInbox(self, self._settings, self._outlets, name, self._process_context, keeps=keeps)
+
+    def _told(self, begun: Begun) -> tuple[Sink, ...]:
+        return self._sinks if begun.tells else self._keepers
 
 
 class Instrumentation:
@@ -467,7 +632,7 @@ def _machine_key(device: str) -> str | None:
         return None
 
 
-def trace(
+def trace(  # noqa: PLR0913 - one keyword per setting
     model: object,
     *,
     detail: str | None = None,
@@ -476,6 +641,8 @@ def trace(
     sample_rate: float | None = None,
     plug_every: int | None = None,
     deep_every: int | None = None,
+    counters: str | None = None,
+    overhead_budget: float | None = None,
 ) -> Session:
     """Observe every `generate` of a model while the session is open.
 
@@ -496,7 +663,12 @@ def trace(
         plug_every: On CUDA, hold the device up before one pass in so many, until it has been issued, to see how long
             it works on it; such a pass takes about twice as long. 0 for none; None reads INFERSCOPE_PLUG_EVERY.
         deep_every: Record the operators of one pass in so many, as `record.phase(...).operators`, and never so often
-            that it costs more than 1 % of the time. 0 for none; None reads INFERSCOPE_DEEP_EVERY.
+            that it costs more than `overhead_budget`; on CUDA, also where the host waits in another such pass. 0 for
+            none; None reads INFERSCOPE_DEEP_EVERY.
+        counters: "native" counts launches, waits and copies at the CUDA driver in some requests, through libcupti;
+            None reads INFERSCOPE_COUNTERS.
+        overhead_budget: Share of the time (0..1) that our own work may take. What is sampled is put off to keep it;
+            where it is set, requests go unobserved, too, once that has to be. None reads INFERSCOPE_OVERHEAD_BUDGET.
 
     Returns:
         A session: context manager, async context manager and decorator.
@@ -504,8 +676,8 @@ def trace(
     Raises:
         NotAModelError: `model` is not a `torch.nn.Module`.
         SinkError: A sink is neither a callable nor a known name.
-        SettingError: `device` is no `DeviceSpec`, or `detail`, `sample_rate`, `plug_every`, `deep_every` or an
-            INFERSCOPE_* variable has a value it cannot have.
+        SettingError: `device` is no `DeviceSpec`, or an argument or an INFERSCOPE_* variable has a value it cannot
+            have.
     """
     settings = Settings.from_environment()
     if detail is not None:
@@ -516,6 +688,11 @@ def trace(
         settings = replace(settings, plug_every=checked_every(plug_every, where="plug_every"))
     if deep_every is not None:
         settings = replace(settings, deep_every=checked_every(deep_every, where="deep_every"))
+    if counters is not None:
+        settings = replace(settings, counters=checked_counters(counters, where="counters"))
+    if overhead_budget is not None:
+        share = checked_budget(overhead_budget, where="overhead_budget")
+        settings = replace(settings, overhead_budget=share, budget_asked=True)
     if device is not None and not isinstance(device, DeviceSpec):
         raise SettingError(f"device={device!r}: expected a DeviceSpec, such as inferscope.calibrate() returns")
     return Session(
@@ -526,7 +703,7 @@ def trace(
     )
 
 
-def instrument(
+def instrument(  # noqa: PLR0913 - one keyword per setting
     model: object,
     *,
     detail: str | None = None,
@@ -535,6 +712,8 @@ def instrument(
     sample_rate: float | None = None,
     plug_every: int | None = None,
     deep_every: int | None = None,
+    counters: str | None = None,
+    overhead_budget: float | None = None,
 ) -> Instrumentation:
     """Observe every `generate` of a model from now on: `trace` for a server, without a block.
 
@@ -546,6 +725,8 @@ def instrument(
         sample_rate: See `trace`.
         plug_every: See `trace`.
         deep_every: See `trace`.
+        counters: See `trace`.
+        overhead_budget: See `trace`.
 
     Returns:
         A handle: `handle.remove()` ends it, `handle.enabled = False` switches it off for a while.
@@ -562,16 +743,49 @@ def instrument(
             sample_rate=sample_rate,
             plug_every=plug_every,
             deep_every=deep_every,
+            counters=counters,
+            overhead_budget=overhead_budget,
         )
     )
 
 
-def diagnose(record: GenerationRecord, *, device: DeviceSpec | None = None) -> Result:
+def observe_every(*, keepers: Iterable[object] = (), outlets: Iterable[object] = ("otel",)) -> EverySession:
+    """A session of every model of transformers in this process, also of those that are made or loaded later.
+
+    A model is attached to in the moment of its first request; forwards outside of `generate` are not requests here.
+    Enter the session to begin, and exit it to leave models and classes as they were.
+
+    Args:
+        keepers: Sinks that get every result.
+        outlets: Sinks that tell of requests, such as "otel". They leave alone those that the program has traced by
+            itself: nothing is told twice. Without keepers, what no outlet wants is not observed.
+
+    Returns:
+        The session.
+
+    Raises:
+        SinkError: A sink is neither a callable nor a known name.
+        SettingError: An INFERSCOPE_* variable has a value it cannot have.
+        CacheUnwritableError: A record file cannot be written.
+    """
+    return EverySession(
+        settings=Settings.from_environment(),
+        device=None,
+        keepers=resolve_sinks(keepers),
+        outlets=resolve_sinks(outlets),
+    )
+
+
+def diagnose(
+    record: GenerationRecord, *, device: DeviceSpec | None = None, surroundings: Surroundings | None = None
+) -> Result:
     """The opinion on a stored record.
 
     Args:
         record: What was measured.
         device: Ceilings to judge by; None takes those of this machine if the record was made on it, else none.
+        surroundings: What is known beside the record (`inferscope.analysis.findings.Surroundings`): a window of the
+            GPU, the load, a lint report, retries of the allocator.
 
     Returns:
         Record, verdict and findings.
@@ -580,4 +794,4 @@ def diagnose(record: GenerationRecord, *, device: DeviceSpec | None = None) -> R
         known = calibration.current_device_spec((record.model.device or "cpu").partition(":")[0])
         device = known if record.device_key in {None, known.key} else None
     opinion = diagnosis.diagnose(record, device=device)
-    return Result(record=record, diagnosis=opinion, findings=find(record, opinion))
+    return Result(record=record, diagnosis=opinion, findings=find(record, opinion, surroundings=surroundings))

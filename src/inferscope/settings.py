@@ -52,8 +52,20 @@ VARIABLES = (
     Variable(
         name="INFERSCOPE_DEEP_EVERY",
         default="0",
-        meaning="Record the operators of one pass in so many, and never so often that it costs more than 1 % of the "
-        "time; 0 for none.",
+        meaning="Record the operators of one pass in so many, and never so often that it costs more than the budget; "
+        "0 for none.",
+    ),
+    Variable(
+        name="INFERSCOPE_COUNTERS",
+        default="off",
+        meaning="`native`: on CUDA, count launches, waits and copies at the driver in some requests, and never so "
+        "often that it costs more than the budget.",
+    ),
+    Variable(
+        name="INFERSCOPE_OVERHEAD_BUDGET",
+        default="0.01",
+        meaning="Share of the time that inferscope's own work may take. What is sampled is put off to keep it; only "
+        "where it is set, fewer requests are observed, too.",
     ),
     Variable(
         name="INFERSCOPE_NVTX",
@@ -86,6 +98,7 @@ VARIABLES = (
 )
 
 _DETAILS = ("phases", "passes")
+_COUNTERS = ("off", "native")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +116,9 @@ class Settings:
         deep_every: One pass in so many has its operators recorded; 0 for none.
         nvtx: Put NVTX ranges around requests and forwards.
         output_digest: Keep a digest of the tokens that came out.
+        counters: "off", or "native" to count at the driver.
+        overhead_budget: Share of the time that inferscope's own work may take.
+        budget_asked: Whether somebody has set it, so that requests may go unobserved to keep it.
     """
 
     disabled: bool = False
@@ -115,6 +131,9 @@ class Settings:
     deep_every: int = 0
     nvtx: bool = False
     output_digest: bool = False
+    counters: Literal["off", "native"] = "off"
+    overhead_budget: float = 0.01
+    budget_asked: bool = False
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -137,6 +156,9 @@ class Settings:
             deep_every=checked_every(_read("INFERSCOPE_DEEP_EVERY"), where="INFERSCOPE_DEEP_EVERY"),
             nvtx=_flag("INFERSCOPE_NVTX"),
             output_digest=_flag("INFERSCOPE_OUTPUT_DIGEST"),
+            counters=checked_counters(_read("INFERSCOPE_COUNTERS"), where="INFERSCOPE_COUNTERS"),
+            overhead_budget=checked_budget(_read("INFERSCOPE_OVERHEAD_BUDGET"), where="INFERSCOPE_OVERHEAD_BUDGET"),
+            budget_asked=bool(os.environ.get("INFERSCOPE_OVERHEAD_BUDGET", "").strip()),
         )
 
 
@@ -178,6 +200,34 @@ def checked_every(value: int | str, *, where: str) -> int:
     if isinstance(value, bool) or not (text.isascii() and text.isdigit()):
         raise SettingError(f"{where}={value!r}: expected a whole number of at least 0")
     return int(text)
+
+
+def checked_counters(value: str, *, where: str) -> Literal["off", "native"]:
+    """What counts, or an error that names where the wrong one came from.
+
+    Raises:
+        SettingError: `value` is neither "off" nor "native".
+    """
+    if value == "off":
+        return "off"
+    if value == "native":
+        return "native"
+    raise SettingError(f"{where}={value!r}: expected one of {', '.join(_COUNTERS)}")
+
+
+def checked_budget(value: float | str, *, where: str) -> float:
+    """A share of the time, or an error that names where the wrong one came from.
+
+    Raises:
+        SettingError: `value` is no number above 0 and up to 1.
+    """
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = math.nan
+    if 0 < share <= 1:
+        return share
+    raise SettingError(f"{where}={value!r}: expected a number above 0 and up to 1")
 
 
 def _read(name: str) -> str:

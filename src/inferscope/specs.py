@@ -432,6 +432,9 @@ class ModelSpec:
         attention: Attention implementation ("sdpa", "eager").
         cost: Exact operator costs; None where they could not be made.
         cost_note: Why `cost` is None; "" otherwise.
+        context_tokens: The longest sequence its configuration allows; None where it says nothing.
+        offloaded_bytes: Bytes of parameters that do not stand on the device where they are used (accelerate's
+            offloading to CPU or disk); None where that could not be told.
     """
 
     name: str
@@ -445,3 +448,5 @@ class ModelSpec:
     attention: str | None = None
     cost: CostTerms | None = None
     cost_note: str = ""
+    context_tokens: int | None = None
+    offloaded_bytes: int | None = None

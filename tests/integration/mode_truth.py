@@ -35,6 +35,8 @@ class Taken:
     plug_every = 0
     deep_every = 0
     ranges = None
+    counters = False
+    observed_share = 1.0
 
     def __init__(self):
         self.requests = []

@@ -12,6 +12,7 @@ import torch
 import inferscope
 from conftest import build_llama
 from inferscope.meters import deep
+from inferscope.meters.budget import BUDGET
 from inferscope.sinks.jsonl import JsonlSink, read_records
 
 NEW = 8
@@ -20,8 +21,7 @@ NEW = 8
 @pytest.fixture(autouse=True)
 def _unhurried(monkeypatch, notices_reset):
     """Every pass may be recorded, and torch computes on the thread that asks, so that nobody else's load counts."""
-    monkeypatch.setattr(deep.BUDGET, "SHARE", 1e9)
-    monkeypatch.setattr(deep.BUDGET, "free_at_ns", 0)
+    monkeypatch.setattr(BUDGET, "allows", lambda: True)
     monkeypatch.setattr(deep, "_UNREAD_KEPT", 64)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -255,6 +255,7 @@ def test_a_device_is_not_waited_for(llama, prompt, monkeypatch):
     expected = llama.generate(prompt, max_new_tokens=NEW)
     start, obstacle = deep._start, deep._obstacle
     monkeypatch.setattr("inferscope.capture.deep.cuda_devices_of", lambda _model: ("cuda:0",))
+    monkeypatch.setattr("inferscope.capture.deep.debug_of", lambda _devices: None)
     monkeypatch.setattr(deep, "_start", lambda *, cuda: start(cuda=False))
     monkeypatch.setattr(deep, "_obstacle", lambda _devices: obstacle(()))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("the device was waited for"))

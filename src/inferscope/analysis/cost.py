@@ -96,6 +96,7 @@ class GroupCost:
         executed_bytes: As the operators run.
         calls: Operators dispatched.
         launches: Operators that launch a kernel.
+        weight_bytes: Parameters read, a part of `bytes`.
     """
 
     group: str
@@ -105,6 +106,7 @@ class GroupCost:
     executed_bytes: int
     calls: int
     launches: int
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,6 +332,7 @@ def _group_cost(name: str, group: dict[str, int], carried: int) -> GroupCost:
         executed_bytes=group["executed_bytes"],
         calls=group["calls"],
         launches=group["launches"],
+        weight_bytes=group["weight_bytes"],
     )
 
 

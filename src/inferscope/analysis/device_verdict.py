@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from inferscope.analysis.doubts import balanced, shifted_demands
+from inferscope.analysis.recorded import communication_ns
 from inferscope.analysis.verdict import BOUNDS, Evidence, PhaseDiagnosis
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ STARVED = 0.03
 starved 0 to 0.003, just past balance 0.10, saturated 0.82."""
 BEHIND = 0.10
 """Lag over event time from which on the host surely waits for the device; between the two they are balanced."""
-CLOSE_SHARES = 0.10
 BEATEN_ROOF = 1.05
 _NS_TO_S = 1e-9
 
@@ -41,6 +42,7 @@ class _Reading:
     lag_ns: float
     lag_share: float
     whole: bool
+    communication_ns: float = 0.0
 
 
 def judge_on_device(
@@ -87,6 +89,8 @@ def judge_on_device(
 def _read(phase: PhaseRecord, device: DeviceTime | None) -> _Reading | str:
     if device is None or not device.passes or not device.cycles_ns or device.lag_share is None or not phase.passes:
         return "device time was not measured: host stamps alone cannot judge an asynchronous device"
+    if device.low_ns < 0 or device.low_ns > device.high_ns or device.lag_share < 0:
+        return "the device time is no interval: its ends are negative or the wrong way round"
     scale = phase.passes / device.passes
     wall_ns = float(max(phase.wall_ns, 1))
     return _Reading(
@@ -97,6 +101,7 @@ def _read(phase: PhaseRecord, device: DeviceTime | None) -> _Reading | str:
         lag_ns=min(wall_ns, (device.lag_ns or 0) * scale),
         lag_share=device.lag_share,
         whole=device.passes == phase.passes,
+        communication_ns=communication_ns(phase),
     )
 
 
@@ -107,11 +112,14 @@ def _shares(device_ns: float, read: _Reading, needed: Demand, roofs: Roofs) -> d
     shares["compute"] = scale * needed.compute_ns / read.wall_ns
     shares[roofs.memory_class] += scale * needed.memory_ns / read.wall_ns
     shares["inefficient"] = max(0.0, device_ns - scale * needed.total_ns) / read.wall_ns
+    between_devices = min(shares["inefficient"], read.communication_ns / read.wall_ns)
+    shares["communication"] = between_devices
+    shares["inefficient"] -= between_devices
     shares["overhead"] = max(0.0, read.wall_ns - device_ns) / read.wall_ns
     if read.lag_share <= STARVED:  # the host is what is waited for, however long the kernels take within that time
         working = 1.0 - shares["overhead"]
         behind = read.lag_ns / read.wall_ns
-        for name in ("compute", roofs.memory_class, "inefficient"):
+        for name in ("compute", roofs.memory_class, "inefficient", "communication"):
             shares[name] *= behind / working if working > behind else 1.0
         shares["overhead"] = 1.0 - sum(value for name, value in shares.items() if name != "overhead")
     return shares
@@ -125,10 +133,8 @@ def _doubts(
     roofs: Roofs,
     cost: PassCost,
 ) -> tuple[str, ...]:
-    reasons = []
-    ranked = sorted(shares.values(), reverse=True)
-    if ranked[0] - ranked[1] < CLOSE_SHARES:
-        reasons.append("balanced: the two largest shares are close")
+    close = balanced(shares)
+    reasons = [close] if close else []
     if STARVED < read.lag_share < BEHIND:
         reasons.append("balanced: host and device take about equally long, and either may hold up the other")
     if len({_largest(end) for end in ends}) > 1:
@@ -136,6 +142,9 @@ def _doubts(
             f"the device worked for {read.low_ns / read.wall_ns:.0%} to {read.high_ns / read.wall_ns:.0%} of the "
             "phase's wall, and the verdict turns on where in between: a plugged or profiled pass would tell"
         )
+    others = [_shares(read.high_ns, read, other, roofs) for other in shifted_demands(needed, roofs)]
+    if read.lag_share > STARVED and any(_largest(other) != _largest(shares) for other in others):
+        reasons.append("the verdict turns on a ceiling whose readings were spread: calibrate again")
     if not read.whole:
         reasons.append("some passes could not be timed on the device, and are taken to be like the others")
     if needed.total_ns > BEATEN_ROOF * read.high_ns:

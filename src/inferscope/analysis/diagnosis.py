@@ -5,8 +5,10 @@ time between them; the latter is overhead, and so is time in which the thread wa
 the roofs demand some of the time (compute, memory or cache). Of the rest, what the measured matrix-vector kernel
 stays below the memory roof is `inefficient`, and the measured cost of dispatching as many operators as the model
 runs is overhead. What neither explains is split in the proportion of what is explained: a machine that is slower
-today than when it was calibrated is slower at both. The verdict is tried with the dispatch cost at the ends of its
-range, and one that flips has low confidence.
+today than when it was calibrated is slower at both. Where operators were recorded, nothing has to be split: what they
+took beyond the roofs and their own fixed cost is `inefficient`, and what is left of the forwards is overhead. The
+verdict is tried with the dispatch cost at the ends of its range and with the ceilings as far off as their readings were
+spread, and one that flips has low confidence.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from typing import TYPE_CHECKING
 
 from inferscope.analysis.cost import evaluate
 from inferscope.analysis.device_verdict import judge_on_device
+from inferscope.analysis.doubts import AWAY, balanced, defect, shifted_demands
+from inferscope.analysis.recorded import recorded_operators
 from inferscope.analysis.roofline import Roofs, demand, roofs_for
 from inferscope.analysis.verdict import BOUNDS, Diagnosis, Evidence, PhaseDiagnosis
 from inferscope.errors import CostUnavailableError
 
 if TYPE_CHECKING:
     from inferscope.analysis.cost import PassCost
+    from inferscope.analysis.recorded import Recorded
     from inferscope.analysis.roofline import Demand
     from inferscope.analysis.verdict import Bound
     from inferscope.records import GenerationRecord, PhaseRecord
@@ -29,14 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["diagnose"]
 
-CLOSE_SHARES = 0.10
-"""Two largest shares nearer than this: the phase is balanced, and the verdict's confidence low."""
 BEATEN_ROOF = 1.05
 """A demand above this multiple of the time taken means that a ceiling is wrong, not that the phase is fast."""
 WIDE_SPREAD = 0.5
 """(p90 - p50)/p50 of the passes beyond which their average says little."""
-AWAY = 0.10
-"""Share of a phase off the CPU beyond which its time says little about model and device."""
 FEW_PASSES = 5
 SLOWER_THAN_CALIBRATED = 3.0
 """How many times the calibrated cost of an operator is still believed: longer code paths, a busier machine."""
@@ -52,11 +53,12 @@ class _Split:
     memory_ns: float
     inefficient_ns: float
     overhead_ns: float
+    communication_ns: float
     unexplained_ns: float
     memory_class: Bound
 
     def shares(self) -> dict[str, float]:
-        total = self.compute_ns + self.memory_ns + self.inefficient_ns + self.overhead_ns
+        total = self.compute_ns + self.memory_ns + self.inefficient_ns + self.overhead_ns + self.communication_ns
         shares: dict[str, float] = dict.fromkeys(BOUNDS, 0.0)
         if total <= 0:
             return {}
@@ -64,6 +66,7 @@ class _Split:
         shares[self.memory_class] += self.memory_ns / total
         shares["inefficient"] = self.inefficient_ns / total
         shares["overhead"] = self.overhead_ns / total
+        shares["communication"] = self.communication_ns / total
         return shares
 
 
@@ -93,20 +96,27 @@ def _judge(record: GenerationRecord, phase: PhaseRecord, device: DeviceSpec | No
             evidence,
             "device time was not measured: host stamps alone cannot judge an asynchronous device",
         )
-    if device is None:
-        return _unknown(
-            phase, cost, evidence, "no ceilings are known for the device this ran on: run `inferscope calibrate` there"
-        )
-    passes = max(phase.passes, 1)
-    working_set = (cost.weight_bytes + cost.kv_read_bytes) / passes
-    roofs = roofs_for(device, record.model.dtype, working_set)
-    if isinstance(roofs, str):
-        what = "some were too unsteady to keep: calibrate again while nothing else runs" if device.rejected else ""
-        return _unknown(phase, cost, evidence, f"{roofs}: {what or 'run `inferscope calibrate`'}")
+    roofs = _usable_roofs(record, phase, cost, device)
+    if device is None or isinstance(roofs, str):
+        return _unknown(phase, cost, evidence, str(roofs))
     if on_host:
         return _judged(phase, device, cost, roofs, evidence)
     verdict = judge_on_device(phase, cost, roofs, demand(cost, roofs), evidence)
     return _unknown(phase, cost, evidence, verdict) if isinstance(verdict, str) else verdict
+
+
+def _usable_roofs(
+    record: GenerationRecord, phase: PhaseRecord, cost: PassCost, device: DeviceSpec | None
+) -> Roofs | str:
+    """The roofs to judge a phase by; in words why there can be no verdict."""
+    if device is None:
+        return "no ceilings are known for the device this ran on: run `inferscope calibrate` there"
+    working_set = (cost.weight_bytes + cost.kv_read_bytes) / max(phase.passes, 1)
+    roofs = roofs_for(device, record.model.dtype, working_set)
+    if isinstance(roofs, str):
+        what = "some were too unsteady to keep: calibrate again while nothing else runs" if device.rejected else ""
+        return f"{roofs}: {what or 'run `inferscope calibrate`'}"
+    return defect(phase, cost, roofs) or roofs
 
 
 def _cost_of(record: GenerationRecord, phase: PhaseRecord) -> tuple[PassCost | None, str]:
@@ -125,7 +135,9 @@ def _cost_of(record: GenerationRecord, phase: PhaseRecord) -> tuple[PassCost | N
 
 
 def _host_evidence(phase: PhaseRecord) -> tuple[Evidence, ...]:
-    wall = max(phase.wall_ns, 1)
+    if phase.wall_ns <= 0:
+        return ()
+    wall = phase.wall_ns
     between = phase.ledger.select_ns + phase.ledger.deliver_ns + (phase.ledger.wait_ns or 0)
     rows = (
         Evidence(metric="forward_share", value=phase.ledger.issue_ns / wall, source="measured", note="inside forwards"),
@@ -141,7 +153,8 @@ def _judged(
     phase: PhaseRecord, device: DeviceSpec, cost: PassCost, roofs: Roofs, evidence: tuple[Evidence, ...]
 ) -> PhaseDiagnosis:
     needed = demand(cost, roofs)
-    split = _split(phase, cost, needed, roofs, _operator_ns(device, "module_op_ns"))
+    recorded = recorded_operators(phase)
+    split = _split(phase, cost, roofs, needed, _operator_ns(device, "module_op_ns"))
     shares = split.shares()
     bound = _largest(shares)
     unexplained = Evidence(
@@ -150,7 +163,7 @@ def _judged(
         source="measured",
         note="neither roofs, known kernels nor dispatch: split in the proportion of what is explained",
     )
-    reasons = _doubts(phase, device, cost, needed, roofs, shares)
+    reasons = _doubts(phase, device, cost, roofs, needed, shares)
     forward_s = phase.ledger.issue_ns * _NS_TO_S
     copy = device.copy_bytes_per_s
     moved = cost.weight_bytes + cost.kv_read_bytes + cost.kv_write_bytes
@@ -165,18 +178,36 @@ def _judged(
         achieved_flops_per_s=_ratio(cost.flops, forward_s),
         achieved_bytes_per_s=_ratio(cost.bytes.model, forward_s),
         roof_share=_ratio(needed.total_ns, phase.ledger.issue_ns),
-        evidence=(*evidence, *_roof_evidence(phase, device, cost, needed, roofs), unexplained),
+        evidence=(
+            *evidence,
+            *_roof_evidence(phase, device, cost, needed, roofs),
+            unexplained,
+            *_recorded_evidence(phase, recorded),
+        ),
         reasons=reasons,
     )
 
 
-def _split(phase: PhaseRecord, cost: PassCost, needed: Demand, roofs: Roofs, operator_ns: float | None) -> _Split:
+def _split(phase: PhaseRecord, cost: PassCost, roofs: Roofs, needed: Demand, operator_ns: float | None) -> _Split:
     """A phase's wall by class; the demand is scaled down where it exceeds the time taken."""
+    recorded = recorded_operators(phase)
     forward = phase.ledger.issue_ns
     scale = min(1.0, forward / needed.total_ns) if needed.total_ns > 0 else 1.0
     rest = max(0.0, forward - scale * needed.total_ns)
     away = min(rest, float(phase.ledger.offcpu_ns or 0))  # the thread did not run: no kernel's fault
     rest -= away
+    if recorded is not None:
+        inside = min(rest, recorded.beyond(scale * needed.total_ns, operator_ns or 0.0))
+        between_devices = min(inside, recorded.communication_ns)
+        return _Split(
+            compute_ns=scale * needed.compute_ns,
+            memory_ns=scale * needed.memory_ns,
+            inefficient_ns=inside - between_devices,
+            overhead_ns=away + rest - inside + phase.wall_ns - forward,
+            communication_ns=between_devices,
+            unexplained_ns=0.0,
+            memory_class=roofs.memory_class,
+        )
     slow_kernel = min(rest, _slow_kernel_ns(phase, cost, roofs))
     dispatch = min(rest - slow_kernel, cost.calls * operator_ns) if operator_ns is not None else 0.0
     working = scale * needed.total_ns + slow_kernel
@@ -188,6 +219,7 @@ def _split(phase: PhaseRecord, cost: PassCost, needed: Demand, roofs: Roofs, ope
         memory_ns=scale * needed.memory_ns,
         inefficient_ns=slow_kernel + of_kernels,
         overhead_ns=away + dispatch + unexplained - of_kernels + phase.wall_ns - forward,
+        communication_ns=0.0,
         unexplained_ns=unexplained,
         memory_class=roofs.memory_class,
     )
@@ -200,19 +232,50 @@ def _slow_kernel_ns(phase: PhaseRecord, cost: PassCost, roofs: Roofs) -> float:
     return max(0.0, _S_TO_NS * cost.weight_bytes * (1 / roofs.kernel.value - 1 / roofs.memory.value))
 
 
+def _recorded_evidence(phase: PhaseRecord, recorded: Recorded | None) -> tuple[Evidence, ...]:
+    if recorded is None or phase.deep is None:
+        return ()
+    python = phase.deep.python_share
+    inside = (recorded.heavy_ns + recorded.light_ns) / phase.wall_ns
+    rows = [
+        Evidence(
+            metric="recorded_kernel_share",
+            value=inside,
+            source="measured",
+            note=f"of the phase's wall inside operators, from {phase.deep.passes} recorded passes",
+        )
+    ]
+    if python is not None:
+        rows.append(
+            Evidence(
+                metric="recorded_python_share",
+                value=python,
+                source="measured",
+                note="of the recorded passes, between operators: recording makes this part longer",
+            )
+        )
+    return tuple(rows)
+
+
 def _doubts(
-    phase: PhaseRecord, device: DeviceSpec, cost: PassCost, needed: Demand, roofs: Roofs, shares: dict[str, float]
+    phase: PhaseRecord,
+    device: DeviceSpec,
+    cost: PassCost,
+    roofs: Roofs,
+    needed: Demand,
+    shares: dict[str, float],
 ) -> tuple[str, ...]:
     """Why the verdict is not certain, in words; nothing where it is."""
-    reasons = []
-    ranked = sorted(shares.values(), reverse=True)
-    if not ranked or ranked[0] - ranked[1] < CLOSE_SHARES:
-        reasons.append("balanced: the two largest shares are close")
+    close = balanced(shares)
+    reasons = [close] if close else []
     low, middle = _operator_ns(device, "dispatch_ns"), _operator_ns(device, "module_op_ns")
     high = middle * SLOWER_THAN_CALIBRATED if middle is not None else None
-    ends = [_split(phase, cost, needed, roofs, operator_ns).shares() for operator_ns in (low, high)]
+    ends = [_split(phase, cost, roofs, needed, operator_ns).shares() for operator_ns in (low, high)]
     if any(_largest(end) != _largest(shares) for end in ends):
         reasons.append("the verdict turns on what an operator costs here, which host stamps alone do not tell")
+    others = [_split(phase, cost, roofs, other, middle).shares() for other in shifted_demands(needed, roofs)]
+    if any(_largest(other) != _largest(shares) for other in others):
+        reasons.append("the verdict turns on a ceiling whose readings were spread: calibrate again on a quiet machine")
     if needed.total_ns > BEATEN_ROOF * phase.ledger.issue_ns:
         reasons.append("faster than the measured roofs: a ceiling is too low, calibrate again")
     median, p90 = phase.pass_ns.p50, phase.pass_ns.p90

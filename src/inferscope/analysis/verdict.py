@@ -93,6 +93,10 @@ class Finding:
         action: What to change in code, with its precondition.
         not_helping: What people try here in vain, and why.
         verify: How to check it, with the expected direction.
+        touches: Which time it addresses, by phase ("decode/weights"), as `savings.pools_of` names it; empty where it
+            saves nothing by itself.
+        overlaps: Codes of findings, in the same phase or on the whole request, that address some of the same time:
+            what they save is never added up.
     """
 
     code: str
@@ -104,6 +108,8 @@ class Finding:
     action: str
     not_helping: str
     verify: str
+    touches: tuple[str, ...] = ()
+    overlaps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ __all__ = [
     "Kept",
     "Outcome",
     "RawCall",
+    "asked_shape",
     "hold",
     "hold_result",
     "is_assistant",
@@ -29,11 +30,13 @@ __all__ = [
     "prompt_len",
     "read_call",
     "read_result",
+    "returned_shape",
 ]
 
 
 # What is looked at, after the call. A cache or a processor is not held on to: it may be large, or expected to die.
 _OPTIONS = (
+    "cache_implementation",
     "eos_token_id",
     "generation_config",
     "max_length",
@@ -44,8 +47,14 @@ _OPTIONS = (
     "top_k",
     "top_p",
 )
+_SHAPING = ("num_beams", "do_sample", "use_cache", "cache_implementation")
+"""Options that change what a request of the same sizes has to do."""
 _LISTED = 256
 """Elements up to which a list is made sooner than an array: after a pass, when nothing of numpy is in the caches."""
+_BROUGHT = ("logits_processor", "stopping_criteria")
+"""Lists of callables that run after every pass: their classes are noted, and they are not held on to."""
+_NAMED = 16
+"""At most so many of them."""
 _PROMPTS = ("input_ids", "inputs", "inputs_embeds", "input_features", "pixel_values")
 
 
@@ -94,6 +103,8 @@ class RawCall:
     has_mask: bool
     mask: Kept | None
     streaming: bool
+    cache_class: str | None = None
+    processors: tuple[str, ...] = ()
 
 
 def hold(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RawCall:
@@ -110,7 +121,21 @@ def hold(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RawCall:
         has_mask=mask is not None,
         mask=keep(mask),
         streaming=kwargs.get("streamer") is not None,
+        cache_class=None if kwargs.get("past_key_values") is None else type(kwargs["past_key_values"]).__name__,
+        processors=_brought(kwargs),
     )
+
+
+def _brought(kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Classes of what the caller lets run after every pass; "StoppingCriteriaList" and its like are looked into."""
+    names: list[str] = []
+    for key in _BROUGHT:
+        given = kwargs.get(key)
+        if given is not None:
+            names += [type(each).__name__ for each in (given if isinstance(given, list | tuple) else [given])]
+    if kwargs.get("streamer") is not None:
+        names.append(type(kwargs["streamer"]).__name__)
+    return tuple(names[:_NAMED])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -202,6 +227,31 @@ def _ended(row: list[int], call: Call, *, padded: bool) -> tuple[int, str | None
     return length, "length" if length >= call.max_new_tokens else "stop"
 
 
+def asked_shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """What has to be the same for two calls to be the same work, before anything came back; None where that is unclear.
+
+    No tensor is read.
+    """
+    name, tensor = _input_of(args, kwargs)
+    if tensor is None or kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens"):
+        return None
+    given = kwargs.get("generation_config")
+    options = tuple(kwargs.get(key, getattr(given, key, None)) for key in _SHAPING)
+    decoder = kwargs.get("decoder_input_ids")
+    begun = kwargs.get("past_key_values") is not None
+    streaming = kwargs.get("streamer") is not None
+    return name, tuple(tensor.shape), None if decoder is None else decoder.shape[1], options, begun, streaming
+
+
+def returned_shape(result: Any) -> tuple[int, int] | None:  # noqa: ANN401 - tensor or ModelOutput
+    """Rows and tokens of what `generate` returned; None where it is no tensor of rows. Nothing is kept."""
+    sequences: Any = result.get("sequences") if isinstance(result, dict) else getattr(result, "sequences", result)
+    shape = getattr(sequences, "shape", None)
+    if shape is None or len(shape) != 2 or sequences.is_floating_point():  # noqa: PLR2004 - rows, tokens; not audio
+        return None
+    return shape[0], shape[1]
+
+
 def read_call(model: Any, raw: RawCall) -> Call:  # noqa: ANN401 - any model
     """Sizes and options of a call; runs after it."""
     option, said = _options_of(model, raw.options)
@@ -226,6 +276,8 @@ def read_call(model: Any, raw: RawCall) -> Call:  # noqa: ANN401 - any model
             num_beams=said("num_beams"),
             streaming=raw.streaming,
             seed=seed if isinstance(seed := said("seed"), int) else None,
+            cache=raw.cache_class or _text(option("cache_implementation")),
+            processors=raw.processors,
         ),
         eos_ids=eos_ids,
         pad_id=pad_id,
@@ -235,11 +287,11 @@ def read_call(model: Any, raw: RawCall) -> Call:  # noqa: ANN401 - any model
 
 def hold_result(result: Any) -> tuple[tuple[int, int] | None, Kept | None]:  # noqa: ANN401 - tensor or ModelOutput
     """Shape and tokens of what `generate` returned, for `read_result`; (None, None) where it is no tensor of rows."""
-    sequences: Any = result.get("sequences") if isinstance(result, dict) else getattr(result, "sequences", result)
-    shape = getattr(sequences, "shape", None)
-    if shape is None or len(shape) != 2 or sequences.is_floating_point():  # noqa: PLR2004 - rows, tokens; not audio
+    shape = returned_shape(result)
+    if shape is None:
         return None, None
-    return (shape[0], shape[1]), keep(sequences)
+    sequences: Any = result.get("sequences") if isinstance(result, dict) else getattr(result, "sequences", result)
+    return shape, keep(sequences)
 
 
 def read_result(
@@ -341,6 +393,10 @@ def _input_tokens(raw: RawCall, pad_id: int | None, eos_ids: frozenset[int]) -> 
         return None, None
     tokens = int(held.sum())
     return tokens, positions - tokens
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _ids(value: object) -> frozenset[int]:

@@ -8,22 +8,26 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from inferscope import notices
+from inferscope.capture.census import PassCount, Step, count_of, step_of
 from inferscope.capture.frames import Row
+from inferscope.meters.budget import BUDGET
 from inferscope.meters.cuda import cuda_devices_of
-from inferscope.meters.deep import BUDGET, close_here, open_window
+from inferscope.meters.deep import close_here, open_window
 from inferscope.meters.operator_groups import MeasuredPass
+from inferscope.meters.sync_points import CudaSyncDebug, look
 from inferscope.records import DeepTime, DeviceLedger, HostLedger, OperatorTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from inferscope.capture.busy import BusyTable, Kind
-    from inferscope.capture.device import PassMeter
-    from inferscope.capture.frames import Request
-    from inferscope.meters.deep import Budget, Window
+    from inferscope.capture.frames import ForwardMeter, Request
+    from inferscope.meters.budget import Budget
+    from inferscope.meters.deep import Window
     from inferscope.meters.deep_ledger import DeviceSplit, HostSplit
+    from inferscope.meters.sync_points import SyncDebug, SyncWindow
 
-__all__ = ["LARGEST_KEPT", "BothMeters", "DeepMeter", "DeepSums", "Schedule", "schedule_of"]
+__all__ = ["LARGEST_KEPT", "DeepMeter", "DeepSums", "NestedMeters", "Schedule", "debug_of", "schedule_of"]
 
 LARGEST_KEPT = 20
 SLOW = 3
@@ -46,6 +50,7 @@ class Schedule:
         self._budget = budget
         self._since = 0
         self._had: set[bool] = set()
+        self._due: set[bool] = set()
         self._seen = 0
         self._slow = False
         self.median_ns = 0
@@ -71,6 +76,26 @@ class Schedule:
             return True
         return (self._since >= every or self._slow) and self._budget.allows()
 
+    def wants_waits(self, index: int) -> bool:
+        """Whether a pass that is not recorded is to be looked at for waits: one after each that was.
+
+        Args:
+            index: Of the pass in its request, from 0.
+        """
+        first = index == 0
+        if first not in self._due:
+            return False
+        self._due.discard(first)
+        return True
+
+    def looked(self, cost_ns: int) -> None:
+        """A pass was looked at for waits; that is not asked for before, but paid for all the same.
+
+        Args:
+            cost_ns: What it took.
+        """
+        self._budget.charge(cost_ns)
+
     def recorded(self, index: int, cost_ns: int, pass_ns: int) -> None:
         """A pass was recorded.
 
@@ -80,6 +105,7 @@ class Schedule:
             pass_ns: How long it took itself; what exceeds the median is a cost of recording.
         """
         self._had.add(index == 0)
+        self._due.add(index == 0)
         self._since = 0
         self._slow = False
         slower_ns = max(0, pass_ns - self.median_ns) if index and self.median_ns else 0
@@ -99,18 +125,22 @@ def schedule_of(module: object) -> Schedule:
 class DeepMeter:
     """Stands on a request and its frames; `begin` and `end` are called around each forward."""
 
-    def __init__(self, module: Any, request: Request, every: int) -> None:  # noqa: ANN401 - any model
+    def __init__(self, module: Any, request: Request, every: int, *, loop: bool = False) -> None:  # noqa: ANN401 - any model
         """Record forwards of a request.
 
         Args:
             module: The model.
-            request: Whose passes they are; what was recorded is left in its `windows`.
+            request: Whose passes they are; what was recorded is left in its `windows` and `sync_windows`.
             every: One pass in so many, at most.
+            loop: Whether it is hand-written: what comes between its passes, and how long, is not ours to know, so
+                that its passes are not looked at for waits.
         """
         self._request = request
         self._every = every
         self._schedule = schedule_of(module)
         self._devices = cuda_devices_of(module)
+        self._debug = None if loop else debug_of(self._devices)
+        self._looking: SyncWindow | None = None
         self._window: Window | None = None
         self._index = self._began = -1
         self._recorded = False
@@ -121,11 +151,18 @@ class DeepMeter:
             self._finish()
         request = self._request
         self._index += 1
+        if self._looking is not None:
+            self._look_away()
         if self._index > 1 and request.row and not self._recorded:
             last = request.row - Row.WIDTH
             self._schedule.saw(request.rows[last + Row.ENDED] - request.rows[last + Row.STARTED])
         self._recorded = False
-        if self._schedule.wants(self._index, self._every):
+        # Never both in one pass: each makes the other's pass longer.
+        if self._debug is not None and self._schedule.wants_waits(self._index):
+            self._looking = look(self._debug)
+            if self._looking is not None:
+                request.sync_windows.append(self._looking)
+        elif self._schedule.wants(self._index, self._every):
             self._window = open_window(self._devices)
             self._began = self._index
 
@@ -149,6 +186,7 @@ class DeepMeter:
             return
         if window.close():
             self._request.windows.append(window)
+        self._request.sampled_ns += window.cost_ns
         self._schedule.recorded(self._began, window.cost_ns, window.wall_ns)
 
     def flush(self) -> None:
@@ -156,54 +194,73 @@ class DeepMeter:
 
     def close(self) -> None:
         """The request is over: nothing of it stays open."""
-        if self._recorded:
-            self._finish()
-        elif self._window is not None:
-            self._window = None
-            close_here()
+        try:
+            if self._looking is not None:
+                self._look_away()
+        finally:
+            if self._recorded:
+                self._finish()
+            elif self._window is not None:
+                self._window = None
+                close_here()
+
+    def _look_away(self) -> None:
+        """The pass, and the selection after it, has been looked at for waits."""
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            looking.close()
+            self._request.sampled_ns += looking.cost_ns
+            self._schedule.looked(looking.cost_ns + looking.told_ns)
 
 
-class BothMeters:
-    """Recording around timing, so that the events lie close to the forward."""
+def debug_of(devices: tuple[Any, ...]) -> SyncDebug | None:
+    """What warns where the host waits for these devices; None where there are none."""
+    return CudaSyncDebug() if devices else None
 
-    def __init__(self, deep: DeepMeter, timing: PassMeter) -> None:
+
+class NestedMeters:
+    """One meter around another: what has to lie close to the forward is the inner one."""
+
+    def __init__(self, outer: ForwardMeter, inner: ForwardMeter) -> None:
         """Take both."""
-        self._deep = deep
-        self._timing = timing
+        self._outer = outer
+        self._inner = inner
 
     def begin(self) -> None:
         """A forward begins."""
-        self._deep.begin()
+        self._outer.begin()
         try:
-            self._timing.begin()
+            self._inner.begin()
         except Exception:
-            self._deep.close()
+            self._outer.close()
             raise
 
     def end(self) -> None:
         """A forward has been issued."""
         try:
-            self._timing.end()
+            self._inner.end()
         finally:
-            self._deep.end()
+            self._outer.end()
 
     def flush(self) -> None:
         """Rows are about to be looked at."""
-        self._timing.flush()
+        self._inner.flush()
+        self._outer.flush()
 
     def close(self) -> None:
         """The request is over."""
         try:
-            self._timing.close()
+            self._inner.close()
         finally:
-            self._deep.close()
+            self._outer.close()
 
 
 @dataclass(slots=True)
 class DeepSums:
     """The recorded forwards of a phase."""
 
-    unread: list[tuple[Window, Kind | None, int]] = field(default_factory=list)
+    unread: list[tuple[Window, str, Kind | None, int]] = field(default_factory=list)
+    counted: list[tuple[Step, PassCount]] = field(default_factory=list)
     passes: int = 0
     wall_ns: int = 0
     cost_ns: int = 0
@@ -217,7 +274,7 @@ class DeepSums:
             breathe: Called between stretches of work.
         """
         unread, self.unread = self.unread, []
-        for window, kind, context in unread:
+        for window, name, kind, context in unread:
             one = window.read(breathe)
             if one is None:
                 continue
@@ -228,6 +285,8 @@ class DeepSums:
             self.wall_ns += window.wall_ns
             self.cost_ns += window.cost_ns
             self.measured.add(one)
+            if kind is not None:
+                self.counted.append((step_of(name, kind.batch, context), count_of(one)))
             if one.device_busy_ns is not None and kind is not None:
                 known.add(kind, context, one.device_busy_ns, "deep")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from inferscope.capture.frames import Flag, Row
+from inferscope.meters.budget import BUDGET
 from inferscope.meters.cuda import CudaEvents, cuda_devices_of
 from inferscope.meters.device import DeviceMeter
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from inferscope.capture.frames import Request
+    from inferscope.meters.budget import Budget
     from inferscope.meters.device import EventSource, Timed
 
 __all__ = ["PassMeter", "meter_of"]
@@ -24,14 +26,18 @@ LONGEST_HOLD_NS = 200_000_000
 class PassMeter:
     """Stands on a request and its frames; `begin` and `end` are called around each forward, after and before stamps."""
 
-    def __init__(self, request: Request, sources: Sequence[EventSource], *, plug_every: int = 0) -> None:
+    def __init__(
+        self, request: Request, sources: Sequence[EventSource], *, plug_every: int = 0, budget: Budget | None = None
+    ) -> None:
         """Time the passes of a request on these devices.
 
         Args:
             request: Whose rows are written.
             sources: One for each device.
             plug_every: Hold the device up before one pass in so many, until it has been issued; 0 for none.
+            budget: What holding up is paid from; None where nobody asks what it costs.
         """
+        self._budget = budget
         self._request = request
         self._meter = DeviceMeter(sources, request.clock.now_ns)
         self._plug_every = plug_every
@@ -45,9 +51,12 @@ class PassMeter:
         hold_ns = 0
         if self._plug_every:
             self._seen += 1
-            if row and self._seen % self._plug_every == 0:
-                hold_ns = HOLD * (rows[last + Row.ENDED] - rows[last + Row.STARTED])
-        self._meter.begin(synced=bool(row and rows[last + Row.STOP_ENDED]), hold_ns=min(hold_ns, LONGEST_HOLD_NS))
+            if row and self._seen >= self._plug_every and (self._budget is None or self._budget.allows()):
+                self._seen = 0
+                hold_ns = min(HOLD * (rows[last + Row.ENDED] - rows[last + Row.STARTED]), LONGEST_HOLD_NS)
+                if self._budget is not None:
+                    self._budget.charge(hold_ns)
+        self._meter.begin(synced=bool(row and rows[last + Row.STOP_ENDED]), hold_ns=hold_ns)
 
     def end(self) -> None:
         """A forward has been issued; its row is the one that will be written next."""
@@ -85,4 +94,7 @@ def meter_of(
         plug_every: See `PassMeter`.
     """
     devices = cuda_devices_of(module)
-    return PassMeter(request, [CudaEvents(device) for device in devices], plug_every=plug_every) if devices else None
+    if not devices:
+        return None
+    sources = [CudaEvents(device) for device in devices]
+    return PassMeter(request, sources, plug_every=plug_every, budget=BUDGET)

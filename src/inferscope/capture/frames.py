@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from inferscope.meters.clock import Clock
+    from inferscope.meters.counters import Counts
     from inferscope.meters.deep import Window
+    from inferscope.meters.sync_points import SyncWindow
 
 __all__ = [
     "BUFFERED_ROWS",
@@ -156,8 +158,10 @@ class Request(RequestBase):
     """One call of `generate` by the user, while it runs.
 
     `fold` takes the rows and marks gathered so far when there are too many of them. `companions` are other modules
-    whose forwards belong to it, `meter` measures within them, `windows` is what was recorded of some, and `inner` tells
-    of the calls of `generate` that the model made itself.
+    whose forwards belong to it, `meter` measures within them, and `inner` tells of the calls of `generate` that the
+    model made itself. Of some forwards there is more: `windows` is what was recorded, `counts` what was counted at the
+    driver and when, `sync_windows` where the host waited; `sampled_ns` is our own time that went into it.
+    `cache_class` and `compiled` tell forwards of one request from those of another that launch otherwise.
 
     Attributes:
         rows: The array that is being filled.
@@ -167,9 +171,12 @@ class Request(RequestBase):
     """
 
     __slots__ = (
+        "cache_class",
         "chunks",
         "clock",
         "companions",
+        "compiled",
+        "counts",
         "cpu_ns",
         "entered_ns",
         "fold",
@@ -179,8 +186,10 @@ class Request(RequestBase):
         "marks",
         "meter",
         "returned_ns",
+        "sampled_ns",
         "started_ns",
         "started_unix_ns",
+        "sync_windows",
         "thread",
         "windows",
     )
@@ -217,6 +226,11 @@ class Request(RequestBase):
         self.meter: ForwardMeter | None = None
         self.inner: Inner | None = None
         self.windows: list[Window] = []
+        self.sync_windows: list[SyncWindow] = []
+        self.counts: list[tuple[int, Counts]] = []
+        self.sampled_ns = 0
+        self.cache_class: str | None = None
+        self.compiled = False
         self.thread = threading.get_ident()
         self.dead = False
 
@@ -307,6 +321,8 @@ class Frame(FrameBase):
         """Let go of the caches, since they may be large; what went into them is known where no pass was cut short."""
         if self.summed is not None and whole:
             remember_length(self.summed, self.past)
+        if self.cache is not None and self.request.cache_class is None:
+            self.request.cache_class = type(self.cache).__name__
         self.cache = self.summed = self.given = None
         self.others = {}
 

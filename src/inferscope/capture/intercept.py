@@ -13,6 +13,7 @@ import functools
 import threading
 import time
 import weakref
+from random import random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -21,19 +22,21 @@ import opentelemetry.trace
 import wrapt
 
 from inferscope import notices
-from inferscope.capture import continuous, seams, versions
+from inferscope.capture import arms, continuous, seams, versions
 from inferscope.capture.calls import hold, hold_result, is_assistant, prompt_len
 from inferscope.capture.companions import ASSISTANT, ENCODER, Companions, companions_of, encoded, note_encoded
 from inferscope.capture.contention import TRAFFIC
-from inferscope.capture.deep import BothMeters, DeepMeter
+from inferscope.capture.deep import DeepMeter, NestedMeters
 from inferscope.capture.device import PassMeter, meter_of
+from inferscope.capture.driver_counts import CountingMeter, counting_of
 from inferscope.capture.forward import timed_stop_check, watched
 from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Inner, Mark, Request
 from inferscope.capture.loops import LoopFrame, Loops
 from inferscope.capture.ranges import RangeMeter
 from inferscope.capture.requests import RawRequest, new_request_id, restart_request_ids
 from inferscope.errors import NotAModelError
-from inferscope.meters import deep
+from inferscope.meters import counters, deep, sync_points
+from inferscope.meters.budget import BUDGET
 from inferscope.meters.clock import SystemClock
 from inferscope.meters.cuda import cuda_devices_of
 from inferscope.meters.host import GcMeter
@@ -47,27 +50,56 @@ if TYPE_CHECKING:
     from inferscope.capture.requests import Begun, Finished
     from inferscope.capture.seams import Seam, Wrap
     from inferscope.meters.clock import Clock
+    from inferscope.meters.counters import Counter
     from inferscope.meters.nvtx import Ranges
 
-__all__ = ["Attachment", "Receiver", "active_requests", "attach", "target_of"]
+__all__ = [
+    "Attachment",
+    "EveryAttachment",
+    "Receiver",
+    "active_requests",
+    "attach",
+    "attach_every",
+    "look_again",
+    "target_of",
+]
 
 _CLOCK: Clock = SystemClock()
 _current = CURRENT.get
 _lock = threading.RLock()
 _registry: weakref.WeakKeyDictionary[object, _Observed] = weakref.WeakKeyDictionary()
 _streamer_contexts: weakref.WeakKeyDictionary[object, object] = weakref.WeakKeyDictionary()
+_everywhere: tuple[EveryAttachment, ...] = ()
+
+LOCK_WAIT_S = 1.0
+"""How long an import waits for others who attach or detach."""
 
 
 class Receiver(Protocol):
-    """Who gets the finished requests of a model. Both methods run on the generating thread and return at once."""
+    """Who gets the finished requests of a model. Both methods run on the generating thread and return at once.
+
+    One that has an attribute `gives_way` that is true is asked after the others, and is told of no hand-written loops:
+    it observes every model, and nobody said that this one's forwards are requests.
+    """
 
     keep_samples: bool
     plug_every: int
     deep_every: int
     ranges: Ranges | None
+    counters: bool
+
+    @property
+    def observed_share(self) -> float:
+        """Share of requests that it wants (0..1), chosen by chance."""
 
     def begin(
-        self, request_id: str, started_unix_ns: int, context: object | None, options: Mapping[str, Any]
+        self,
+        request_id: str,
+        started_unix_ns: int,
+        context: object | None,
+        options: Mapping[str, Any],
+        claimed: bool,  # noqa: FBT001 - an implementation that does not care takes it with `*_`
+        /,
     ) -> Begun | None:
         """A request begins: whether it is wanted.
 
@@ -76,6 +108,7 @@ class Receiver(Protocol):
             started_unix_ns: Wall-clock time of its entry.
             context: The caller's OpenTelemetry context; None where it has no span.
             options: The keyword arguments of `generate`.
+            claimed: Whether another receiver has taken it, and tells of it.
 
         Returns:
             What comes back with the finished request; None where it is not to be observed.
@@ -95,6 +128,11 @@ class Attachment:
         """Remember the pair; `attach` does the work."""
         self._module = weakref.ref(module)
         self._receiver: Receiver | None = receiver
+
+    @property
+    def gone(self) -> bool:
+        """Whether the model has been freed."""
+        return self._module() is None
 
     def finish_loop(self) -> None:
         """The hand-written loop of this thread, if there is one, is over."""
@@ -119,20 +157,56 @@ class Attachment:
             if receiver is None:
                 return
             _GC.stop()
-            if receiver.deep_every:
+            if receiver.deep_every or receiver.counters:
                 deep.switch_off()
             module = self._module()
             observed = _registry.get(module) if module is not None else None
             if module is not None and observed is not None:
                 observed.loops.finish_all()
-                observed.receivers = tuple(kept for kept in observed.receivers if kept is not receiver)
+                observed.remove(receiver)
                 if not observed.receivers:
                     observed.loops.detach()
                     del _registry[module]
                     continuous.LOOPS.forget(module)
-            seams.release(
-                seam for each, observed in _registry.items() for seam in _all_seams(each, observed.companions)
-            )
+            seams.release(_needed_seams())
+
+
+class EveryAttachment:
+    """What `attach_every` returns: keeps whatever model generates observed, from its first request until `detach`."""
+
+    def __init__(self, receiver_of: Callable[[torch.nn.Module], Receiver]) -> None:
+        """Remember who makes the receivers; `attach_every` does the work."""
+        self._receiver_of = receiver_of
+        self._known: weakref.WeakSet[object] = weakref.WeakSet()
+        self._attachments: list[Attachment] = []
+
+    def admit(self, module: torch.nn.Module) -> None:
+        """A model begins a request: from now on it is observed."""
+        # What is wrapped round another model hands its `generate` on, and that one is the model.
+        if module in self._known or target_of(module) is not module:
+            return
+        with _lock:
+            if module not in self._known and self in _everywhere:
+                self._forget_gone()
+                self._attachments.append(attach(module, self._receiver_of(module)))
+                self._known.add(module)
+
+    def detach(self) -> None:
+        """Take in no more models, and leave those that are observed. Safe to call twice."""
+        global _everywhere  # noqa: PLW0603 - replaced as a whole, so that readers need no lock
+        with _lock:
+            _everywhere = tuple(kept for kept in _everywhere if kept is not self)
+            for attachment in self._attachments:
+                attachment.detach()
+            self._attachments.clear()
+            seams.release(_needed_seams())
+
+    def _forget_gone(self) -> None:
+        """A server that loads one model after the other: what is kept for those that were freed goes."""
+        for attachment in self._attachments:
+            if attachment.gone:
+                attachment.detach()
+        self._attachments = [kept for kept in self._attachments if not kept.gone]
 
 
 class _Observed:
@@ -140,14 +214,45 @@ class _Observed:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.receivers: tuple[Receiver, ...] = ()
+        self.loop_receivers: tuple[Receiver, ...] = ()
         self.companions = companions_of(module)
         gone = weakref.ref(module)
 
         def open_request(entered_ns: int) -> RawRequest | None:
             instance = gone()
-            return None if instance is None else _open_request(entered_ns, self.receivers, instance, (), {})
+            return (
+                None
+                if instance is None
+                else _open_request(entered_ns, self.drawn(self.loop_receivers), instance, (), {}, loop=True)
+            )
 
         self.loops = Loops(module, open_request)
+
+    def add(self, receiver: Receiver) -> None:
+        self._set((*self.receivers, receiver))
+
+    def remove(self, receiver: Receiver) -> None:
+        self._set(tuple(kept for kept in self.receivers if kept is not receiver))
+
+    def _set(self, receivers: tuple[Receiver, ...]) -> None:
+        self.receivers = tuple(sorted(receivers, key=_gives_way))
+        self.loop_receivers = tuple(receiver for receiver in receivers if not _gives_way(receiver))
+
+    @property
+    def odds(self) -> tuple[float, ...]:
+        """The shares that chance decides by; none where somebody observes every request, or nobody any."""
+        shares = tuple(each.observed_share for each in self.receivers)
+        return shares if any(shares) and max(shares) < 1 else ()
+
+    @staticmethod
+    def drawn(receivers: tuple[Receiver, ...]) -> tuple[Receiver, ...]:
+        """Who observes the request that begins now: of those that want a share of them, chance decides."""
+        wanted = [(each, each.observed_share) for each in receivers]
+        return tuple(each for each, share in wanted if share >= 1 or random() < share)  # noqa: S311 - a sample, no secret
+
+
+def _gives_way(receiver: Receiver) -> bool:
+    return bool(getattr(receiver, "gives_way", False))
 
 
 class _Opened(NamedTuple):
@@ -177,11 +282,41 @@ def attach(model: object, receiver: Receiver) -> Attachment:
         if observed is None:
             observed = _registry[module] = _Observed(module)
         seams.wrap(_all_seams(module, observed.companions))
-        observed.receivers = (*observed.receivers, receiver)
+        observed.add(receiver)
         _GC.start()
-    if receiver.deep_every:  # not under the lock, which running requests may need: it can take seconds on CUDA
-        deep.switch_on(cuda=bool(cuda_devices_of(module)))
+    if receiver.deep_every or receiver.counters:  # not under the lock, which running requests may need: on CUDA seconds
+        deep.switch_on(cuda=bool(cuda_devices_of(module)), warm=bool(receiver.deep_every))
     return Attachment(module, receiver)
+
+
+def attach_every(receiver_of: Callable[[torch.nn.Module], Receiver]) -> EveryAttachment:
+    """Observe every `generate` of every model of transformers in this process, also of models and classes to come.
+
+    Nothing is done to a model before its first request. Where parts of transformers have not been loaded yet, call
+    `look_again` once they have.
+
+    Args:
+        receiver_of: Makes the receiver of a model, on the thread and in the moment of its first request.
+
+    Returns:
+        A handle whose `detach` leaves models and classes as they were.
+    """
+    global _everywhere  # noqa: PLW0603 - see EveryAttachment.detach
+    every = EveryAttachment(receiver_of)
+    _everywhere = (*_everywhere, every)
+    look_again()
+    return every
+
+
+def look_again() -> None:
+    """Modules or classes of transformers have been loaded: where every model is observed, theirs are too."""
+    # Whoever calls may be importing, and whoever has the lock may be waiting for that import to end.
+    if not _everywhere or not _lock.acquire(timeout=LOCK_WAIT_S):
+        return
+    try:
+        seams.wrap(_entrances())
+    finally:
+        _lock.release()
 
 
 def target_of(model: object) -> torch.nn.Module:
@@ -223,6 +358,9 @@ def after_fork() -> None:
     global _lock  # noqa: PLW0603 - a lock is replaced, not shared
     _lock = threading.RLock()
     deep.after_fork()
+    sync_points.after_fork()
+    counters.after_fork()
+    BUDGET.after_fork()
     TRAFFIC.reset()
     continuous.LOOPS.after_fork()
     restart_request_ids()
@@ -270,6 +408,76 @@ def _seams(model_class: type) -> list[Seam]:
     return [*found, *continuous.seams(_begin_queued, _registry.__contains__)]
 
 
+def _needed_seams() -> Iterator[Seam]:
+    """The seams of all that is observed now."""
+    for module, observed in list(_registry.items()):
+        yield from _all_seams(module, observed.companions)
+    if _everywhere:
+        yield from _entrances()
+
+
+def _entrances() -> Iterator[Seam]:
+    """Where a model that nobody has named begins its first request, and where its streamer is made before that."""
+    mixin = versions.found(versions.GENERATION["generate"])
+    if mixin is None:
+        return
+    yield mixin, "__init_subclass__", _around_subclassing
+    for owner in (mixin, *_below(mixin)):
+        yield from _entrance(owner)
+    place = versions.GENERATION["streamer"]
+    streamer = versions.found(place)
+    if streamer is not None:
+        yield streamer, place.name, _calling(_around_streamer_init)
+    yield from continuous.seams(_begin_queued, _registry.__contains__)
+
+
+def _entrance(owner: type) -> Iterator[Seam]:
+    name = versions.GENERATION["generate"].name
+    if name in owner.__dict__:
+        yield owner, name, _calling(_around_generate)
+
+
+def _below(owner: type) -> Iterator[type]:
+    child: type
+    for child in owner.__subclasses__():
+        yield child
+        yield from _below(child)
+
+
+def _around_subclassing(owner: type, original: Any) -> Any:  # noqa: ANN401 - a class method, or nothing
+    """A class with a `generate` of its own may be made after we came."""
+
+    def subclassed(cls: Any, /, **kwargs: Any) -> None:  # noqa: ANN401 - a class, and whatever its statement says
+        if original is seams.ABSENT:
+            super(owner, cls).__init_subclass__(**kwargs)  # type: ignore[arg-type]  # it is one
+        else:
+            original.__get__(None, cls)(**kwargs)
+        try:
+            _look_at(cls)
+        except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's class statement
+            notices.fault("capture-failed", error)
+
+    return classmethod(subclassed)
+
+
+def _look_at(cls: type) -> None:
+    """A class has been made; without its wrap its requests begin where it calls the `generate` it inherits."""
+    if _everywhere and _lock.acquire(timeout=LOCK_WAIT_S):  # as in look_again
+        try:
+            seams.wrap(_entrance(cls))
+        finally:
+            _lock.release()
+
+
+def _admit(instance: Any) -> None:  # noqa: ANN401 - a model
+    """Where every model is observed, this one is from now on."""
+    try:
+        for every in _everywhere:
+            every.admit(instance)
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        notices.fault("capture-failed", error)
+
+
 def _definers(model_class: type, key: str) -> Iterator[type]:
     """The classes of a model that define a method of this place."""
     return (owner for owner in model_class.__mro__ if versions.GENERATION[key].name in owner.__dict__)
@@ -314,7 +522,8 @@ def _watched(below: Any) -> Callable[..., Any]:  # noqa: ANN401 - see forward.wa
     seams.hide_from_dynamo(call)
     seams.hide_from_dynamo(encoded)
     own = (_other_frame, _step_aside, Frame.look, LoopFrame.look, Frame.shape, Request.next_chunk, note_encoded)
-    meters = [part for meter in (DeepMeter, BothMeters, PassMeter, RangeMeter) for part in (meter.begin, meter.end)]
+    measuring = (DeepMeter, NestedMeters, PassMeter, CountingMeter, RangeMeter)
+    meters = [part for meter in measuring for part in (meter.begin, meter.end)]
     for called in (*own, *meters):
         seams.hide_from_dynamo(called, with_calls=True)
     return call
@@ -325,7 +534,7 @@ def _other_frame(frame: Frame | None, module: object) -> Frame | None:
     try:
         if frame is None:
             observed = _registry.get(module) or _registry.get(getattr(module, "_orig_mod", module))
-            found = observed.loops.frame() if observed is not None and observed.receivers else None
+            found = observed.loops.frame() if observed is not None and observed.loop_receivers else None
             return found if isinstance(found, Frame) else None
         request = frame.request
         # Within a pass the outer forward holds the time; another thread may have been given a copy of our context.
@@ -349,7 +558,43 @@ def _other_frame(frame: Frame | None, module: object) -> Frame | None:
 def _around_generate(
     wrapped: Callable[..., Any], instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - whatever generate returns
-    opened, kwargs = _open(instance, args, kwargs)
+    if _everywhere and not _inside():
+        _admit(instance)
+    observed = _registry.get(instance)
+    drawn, odds = _draw(observed)
+    began_ns = _CLOCK.now_ns() if odds else 0
+    opened, given = _open(instance, observed, drawn, args, kwargs)
+    result = _generated(opened, wrapped, args, given)
+    # Observed, or left out by chance; what somebody refused for a reason is in neither arm.
+    if odds and (opened is not None or not drawn):
+        wall_ns = _CLOCK.now_ns() - began_ns
+        try:
+            arms.note(instance, args, kwargs, result, wall_ns, odds=odds, observed=opened is not None)
+        except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+            notices.fault("capture-failed", error)
+    return result
+
+
+def _inside() -> bool:
+    """Whether a call comes from within a request of this thread, its streamer aside."""
+    parent = _current()
+    return parent is not None and not parent.request.in_put and parent.thread == threading.get_ident()
+
+
+def _draw(observed: _Observed | None) -> tuple[tuple[Receiver, ...], tuple[float, ...]]:
+    """Who observes the call that begins, and the odds by which that was decided; nobody after a fault of ours."""
+    try:
+        if observed is None:
+            return (), ()
+        return observed.drawn(observed.receivers), () if _current() is not None else observed.odds
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        notices.fault("capture-failed", error)
+        return (), ()
+
+
+def _generated(
+    opened: _Opened | None, wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:  # noqa: ANN401 - whatever generate returns
     if opened is None and _current() is None:
         return wrapped(*args, **kwargs)
     # Of a model that nobody observes, neither the passes nor the stop checks are those of the request it runs in.
@@ -445,6 +690,7 @@ def _around_compiled_call(
     frame = _current()
     if frame is None or frame.module is not instance:
         return compiled
+    frame.request.compiled = True
     try:
         below = SimpleNamespace(__call__=lambda _self, *args, **kwargs: compiled(*args, **kwargs))
         return functools.partial(_watched(below), instance)
@@ -535,38 +781,50 @@ def _step_aside(frame: Frame, error: Exception) -> None:
 
 
 def _open(
-    instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    instance: torch.nn.Module,
+    observed: _Observed | None,
+    drawn: tuple[Receiver, ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[_Opened | None, dict[str, Any]]:
     """The frame of this call and the arguments to go on with; (None, kwargs) where the call is not ours."""
-    observed, parent = _registry.get(instance), _current()
-    inside = parent is not None and not parent.request.in_put and parent.thread == threading.get_ident()
+    parent = _current()
+    inside = _inside()
     if observed is None and not (inside and parent is not None and instance in parent.request.companions):
         return None, kwargs
     try:
         if inside and parent is not None:
             opened = _open_inner(parent.request, instance, args, kwargs)
             return (opened if isinstance(opened.frame, Frame) else None), kwargs
-        if observed is None:
-            return None, kwargs
-        raw = _open_request(_CLOCK.now_ns(), observed.receivers, instance, args, kwargs)
-        if raw is None:
-            return None, kwargs
-        if kwargs.get("streamer") is not None:
-            kwargs = {**kwargs, "streamer": TimedStreamer(kwargs["streamer"], raw.request)}
-        raw.request.companions = observed.companions
-        frame = _frame_of(raw.request, instance, kwargs)
-        if not isinstance(frame, Frame):
-            raise TypeError("no frame to record in")  # noqa: TRY301 - it is caught, and said, below
-        opened = _Opened(frame, raw)
-        if isinstance(raw.request.meter, RangeMeter):
-            raw.request.meter.enter()
-        raw.request.started_ns = _CLOCK.now_ns()
-        TRAFFIC.enter(raw)
+        return (None, kwargs) if observed is None else _open_outer(observed, drawn, instance, args, kwargs)
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         notices.fault("capture-failed", error)
         return None, kwargs
-    else:
-        return opened, kwargs
+
+
+def _open_outer(
+    observed: _Observed,
+    drawn: tuple[Receiver, ...],
+    instance: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[_Opened | None, dict[str, Any]]:
+    """A `generate` that is in no other one: a request."""
+    raw = _open_request(_CLOCK.now_ns(), drawn, instance, args, kwargs)
+    if raw is None:
+        return None, kwargs
+    if kwargs.get("streamer") is not None:
+        kwargs = {**kwargs, "streamer": TimedStreamer(kwargs["streamer"], raw.request)}
+    raw.request.companions = observed.companions
+    frame = _frame_of(raw.request, instance, kwargs)
+    if not isinstance(frame, Frame):
+        raise TypeError("no frame to record in")
+    opened = _Opened(frame, raw)
+    if isinstance(raw.request.meter, RangeMeter):
+        raw.request.meter.enter()
+    raw.request.started_ns = _CLOCK.now_ns()
+    TRAFFIC.enter(raw)
+    return opened, kwargs
 
 
 def _frame_of(request: Request, instance: torch.nn.Module, kwargs: dict[str, Any]) -> Frame:
@@ -616,6 +874,8 @@ def _open_request(
     instance: torch.nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    *,
+    loop: bool = False,
 ) -> RawRequest | None:
     """The request that begins with this call; None where nobody wants it, and then next to nothing was done."""
     started_unix_ns = time.time_ns() - (_CLOCK.now_ns() - entered)  # of the entry, not of this line
@@ -624,7 +884,7 @@ def _open_request(
         return None
     request_id, takers = begun
     request = Request(entered_ns=entered, started_unix_ns=started_unix_ns, clock=_CLOCK)
-    request.meter = _meter_of(instance, request, [receiver for receiver, _ in takers])
+    request.meter = _meter_of(instance, request, [receiver for receiver, _ in takers], loop=loop)
     return RawRequest(
         request,
         hold(args, kwargs),
@@ -634,22 +894,35 @@ def _open_request(
     )
 
 
-def _meter_of(instance: torch.nn.Module, request: Request, takers: Sequence[Receiver]) -> ForwardMeter | None:
+def _meter_of(
+    instance: torch.nn.Module, request: Request, takers: Sequence[Receiver], *, loop: bool
+) -> ForwardMeter | None:
     """What measures within the forwards of a request, and puts ranges around them; None where nothing does."""
     ranges = next((receiver.ranges for receiver in takers if receiver.ranges is not None), None)
-    measuring = _measuring_of(instance, request, takers)
+    measuring = _measuring_of(instance, request, takers, loop=loop)
     return measuring if ranges is None else RangeMeter(ranges, measuring)
 
 
 def _measuring_of(
-    instance: torch.nn.Module, request: Request, takers: Sequence[Receiver]
-) -> DeepMeter | BothMeters | PassMeter | None:
-    timing = meter_of(instance, request, plug_every=max(receiver.plug_every for receiver in takers))
+    instance: torch.nn.Module, request: Request, takers: Sequence[Receiver], *, loop: bool
+) -> ForwardMeter | None:
+    timing: ForwardMeter | None = meter_of(
+        instance, request, plug_every=max(receiver.plug_every for receiver in takers)
+    )
+    # Nobody says when a hand-written loop is over, and a subscription must not outlast its request.
+    counts = not loop and any(receiver.counters for receiver in takers)
+    sampling: ForwardMeter | None = counting_of(request, driver_counter(instance)) if counts else None
     every = [receiver.deep_every for receiver in takers if receiver.deep_every]
-    if not every:
-        return timing
-    recording = DeepMeter(instance, request, min(every))
-    return recording if timing is None else BothMeters(recording, timing)
+    if sampling is None and every:  # not both: there is room for one user of CUPTI
+        sampling = DeepMeter(instance, request, min(every), loop=loop)
+    if sampling is None or timing is None:
+        return sampling or timing
+    return NestedMeters(sampling, timing)
+
+
+def driver_counter(module: torch.nn.Module) -> Counter | None:
+    """What counts at the driver for a model; None where it lies on no CUDA device, or nothing can."""
+    return counters.counter() if cuda_devices_of(module) else None
 
 
 def _begin(
@@ -657,17 +930,27 @@ def _begin(
 ) -> tuple[str, tuple[tuple[Receiver, Begun], ...]] | None:
     """The id of a request that begins, and who takes it; None where nobody wants it."""
     request_id = new_request_id()
-    takers = [(receiver, receiver.begin(request_id, started_unix_ns, context, options)) for receiver in receivers]
-    wanted = tuple((receiver, begun) for receiver, begun in takers if begun is not None)
-    return (request_id, wanted) if wanted else None
+    wanted: list[tuple[Receiver, Begun]] = []
+    claimed = False
+    for receiver in receivers:
+        begun = receiver.begin(request_id, started_unix_ns, context, options, claimed)
+        if begun is not None:
+            wanted.append((receiver, begun))
+            claimed = claimed or begun.claims
+    return (request_id, tuple(wanted)) if wanted else None
 
 
 def _begin_queued(
     module: object, started_unix_ns: int, options: Mapping[str, Any]
 ) -> tuple[str, tuple[tuple[Receiver, Begun], ...]] | None:
     """A request that is queued for continuous batching, in the thread that queues it."""
+    _admit(module)
     observed = _registry.get(module)
-    return None if observed is None else _begin(observed.receivers, started_unix_ns, _caller_context(None), options)
+    return (
+        None
+        if observed is None
+        else _begin(observed.drawn(observed.receivers), started_unix_ns, _caller_context(None), options)
+    )
 
 
 def _close(opened: _Opened, result: object, error_type: str | None) -> None:
@@ -689,6 +972,7 @@ def _close(opened: _Opened, result: object, error_type: str | None) -> None:
             return
         raw.error_type = error_type
         raw.result_shape, raw.result = hold_result(result)
+        raw.end_in_process()
         request.returned_ns = returned
         request.cpu_ns = _CLOCK.thread_cpu_ns()
         if request.meter is not None:
@@ -700,8 +984,8 @@ def _close(opened: _Opened, result: object, error_type: str | None) -> None:
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         with contextlib.suppress(Exception):
             TRAFFIC.forget(raw)
-        with contextlib.suppress(Exception):
-            if raw is not None and isinstance(request.meter, RangeMeter):
+        with contextlib.suppress(Exception):  # whatever it holds belongs to the process
+            if raw is not None and request.meter is not None:
                 request.meter.close()
         notices.fault("capture-failed", error)
 

@@ -24,7 +24,7 @@ from inferscope.specs import BASIS, EXPERT_LETTERS, CostTerms, ModelSpec, Operat
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["count", "describe", "digest_of", "fingerprint", "load_cost", "name_of", "store_cost"]
+__all__ = ["context_tokens", "count", "describe", "digest_of", "fingerprint", "load_cost", "name_of", "store_cost"]
 
 T = TypeVar("T")
 
@@ -68,7 +68,19 @@ def describe(model: torch.nn.Module) -> ModelSpec:
         dtype=dtype,
         device=_known(lambda: str(_required(parameters)[0][1].device), None),
         attention=_text(attention),
+        context_tokens=_known(lambda: context_tokens(config), None),
+        offloaded_bytes=_known(lambda: _offloaded_bytes(_required(parameters)), None),
     )
+
+
+def context_tokens(config: Any) -> int | None:  # noqa: ANN401 - transformers' configs
+    """The longest sequence that a transformers configuration allows; None where it says nothing."""
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    for name in ("max_position_embeddings", "n_positions", "max_target_positions"):
+        limit = getattr(text, name, None)
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+            return limit
+    return None
 
 
 def name_of(model: object) -> str:
@@ -255,6 +267,19 @@ def _stored_bytes(parameters: Iterable[torch.Tensor]) -> int:
         size = tensor.nbytes
         used.setdefault(key, {})[int(tensor.storage_offset()), size] = size
     return sum(min(size, sum(used[key].values())) for key, size in whole.items())
+
+
+def _offloaded_bytes(parameters: Iterable[tuple[str, torch.Tensor]]) -> int:
+    """Bytes of parameters that wait elsewhere: on the CPU beside an accelerator, or without storage until used.
+
+    Accelerate's hooks leave a parameter on the meta device until its module runs.
+    """
+    by_place: dict[str, int] = {}
+    for _, parameter in parameters:
+        place = parameter.device.type
+        by_place[place] = by_place.get(place, 0) + parameter.numel() * parameter.element_size()
+    on_accelerator = any(place not in {"cpu", "meta"} for place in by_place)
+    return by_place.get("meta", 0) + (by_place.get("cpu", 0) if on_accelerator else 0)
 
 
 def _stored_tensors(model: torch.nn.Module, parameters: list[tuple[str, torch.Tensor]]) -> Iterator[torch.Tensor]:

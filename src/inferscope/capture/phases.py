@@ -6,23 +6,32 @@ import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 from operator import add
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from inferscope.capture.busy import BusyTable, DeviceSums
 from inferscope.capture.deep import DeepSums
 from inferscope.capture.frames import UNREADABLE
-from inferscope.records import PassRun, PhaseLedger, PhaseRecord, QuantileSketch, Work, WorstPass
+from inferscope.records import PassRun, PhaseLedger, PhaseRecord, QuantileSketch, SyncSeen, Work, WorstPass
 from inferscope.specs import monomials, regime_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from inferscope.capture.busy import OnDevice
+    from inferscope.capture.census import Step
+    from inferscope.meters.sync_points import SyncWindow
+    from inferscope.records import StepCount
     from inferscope.specs import Regime
+    from inferscope.syncs import Place
 
 __all__ = ["RUNS_KEPT", "WORST_KEPT", "Cycle", "PhaseSums", "Runs", "Tally"]
 
 WORST_KEPT = 8
 RUNS_KEPT = 256
 """Different shapes kept per phase: a request has a few, a speculating one a new one for every verification."""
+STEPS_KEPT = 64
+"""Kinds of pass counted per phase: contexts are told apart by powers of two, and batches rarely differ."""
+SYNC_POINTS_KEPT = 32
 EXCLUSIVE = ("issue", "select", "wait", "deliver", "shared")
 PARTS = (*EXCLUSIVE, "offcpu", "gc")
 
@@ -116,6 +125,8 @@ class PhaseSums:
         self.inside = False  # within passes of another phase, whose CPU time was read as one
         self.device: DeviceSums | None = None
         self.deep = DeepSums()
+        self.steps: Counter[Step] = Counter()
+        self.looks: list[SyncWindow] = []
         # (cycle_ns, -index, start_ns, parts): the smallest of the slowest is on top.
         self.worst: list[tuple[int, int, int, tuple[int, ...]]] = []
 
@@ -151,6 +162,11 @@ class PhaseSums:
         self.work[regime] = passes + 1, tuple(map(add, sums, values))
         self.runs.setdefault(regime, Runs()).add(batch, q, past, logits)
 
+    def add_step(self, step: Step) -> None:
+        """Count a pass of this kind."""
+        if step in self.steps or len(self.steps) < STEPS_KEPT:
+            self.steps[step] += 1
+
     def record(
         self,
         origin_ns: int,
@@ -159,6 +175,7 @@ class PhaseSums:
         contended_ns: int | None = None,
         known: BusyTable | None = None,
         encoder_len: int | None = None,
+        steps: tuple[StepCount, ...] = (),
     ) -> PhaseRecord:
         """The finished phase.
 
@@ -168,6 +185,7 @@ class PhaseSums:
             contended_ns: Time that other requests took from this one.
             known: What passes of this model were measured at on the device.
             encoder_len: Tokens of an encoder's output that the passes looked at; None where that is not known.
+            steps: What is known of its kinds of pass.
         """
         ledger = PhaseLedger(
             issue_ns=self.parts["issue"],
@@ -188,6 +206,7 @@ class PhaseSums:
             )
             for regime, (passes, sums) in self.work.items()
         )
+        launches, launches_source = _launches(steps, self.passes)
         return PhaseRecord(
             name=self.name,
             start_ns=self.start_ns - origin_ns,
@@ -205,6 +224,11 @@ class PhaseSums:
             mixed_passes=self.mixed,
             deep=self.deep.time(),
             operators=self.deep.groups(),
+            launches=launches,
+            launches_source=launches_source,
+            steps=steps,
+            sync_passes=len(self.looks) or None,
+            sync_points=_sync_points(self.looks),
         )
 
     def _worst_passes(self, origin_ns: int) -> tuple[WorstPass, ...]:
@@ -225,6 +249,32 @@ class PhaseSums:
                     )
                 )
         return tuple(slowest)
+
+
+def _launches(steps: Sequence[StepCount], passes: int) -> tuple[int | None, Literal["native", "deep"] | None]:
+    """Kernels of all passes, and how that is known; None unless each is of a kind with a number of its own."""
+    exact = [step for step in steps if step.unit == "kernel" and not step.varies]
+    if not exact or sum(step.passes for step in exact) != passes:
+        return None, None
+    launches = sum(step.passes * step.launches for step in exact)
+    return launches, "native" if all(step.source == "native" for step in exact) else "deep"
+
+
+def _sync_points(windows: Sequence[SyncWindow]) -> tuple[SyncSeen, ...]:
+    """Where the host waited in the passes that were looked at, most frequent first."""
+    places: Counter[Place] = Counter()
+    for window in windows:
+        places.update(window.places)
+    return tuple(
+        SyncSeen(
+            file=place.file,
+            line=place.line,
+            count=count,
+            caller_file=place.caller_file,
+            caller_line=place.caller_line,
+        )
+        for place, count in places.most_common(SYNC_POINTS_KEPT)
+    )
 
 
 def _cause(excess: dict[str, int]) -> str:

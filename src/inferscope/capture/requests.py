@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inferscope.capture.busy import busy_of
 from inferscope.capture.calls import read_call, read_result
+from inferscope.capture.census import census_of
 from inferscope.capture.contention import TRAFFIC
+from inferscope.capture.process import compiled_so_far, state_since
 from inferscope.capture.resolve import Resolver
+from inferscope.capture.sampled import Sampled
 
 if TYPE_CHECKING:
     import weakref
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
     from inferscope.capture.calls import Kept, RawCall
     from inferscope.capture.frames import Request
-    from inferscope.records import GenerationRecord
+    from inferscope.records import GenerationRecord, ProcessState
     from inferscope.specs import ModelSpec
 
 __all__ = ["Begun", "Finished", "RawRequest", "Where", "new_request_id", "restart_request_ids"]
@@ -48,10 +51,14 @@ class Begun(NamedTuple):
     Attributes:
         context: The OpenTelemetry context the request belongs to, opaque here.
         span_ids: Trace id and span id of its span; None where it has none.
+        claims: Whether those who observe every model leave telling of it to this receiver.
+        tells: Whether this receiver tells of it, as against only keeping it.
     """
 
     context: object | None = None
     span_ids: tuple[int, int] | None = None
+    claims: bool = True
+    tells: bool = True
 
 
 class Where(NamedTuple):
@@ -107,6 +114,11 @@ class Finished(ABC):
         return self._record
 
     @property
+    def sampled_ns(self) -> int:
+        """Own time between the stamps that went into what is sampled."""
+        return 0
+
+    @property
     @abstractmethod
     def held_bytes(self) -> int:
         """Memory it keeps until its record has been made."""
@@ -133,10 +145,12 @@ class RawRequest(Finished):
         span_ids: Trace and span of the request; None where it has no span.
         loop: Whether it is a hand-written loop, where nobody says what was asked and what came back.
         settled: Whether its record has been made.
+        process: The process while it ran; None before its end.
     """
 
     __slots__ = (
         "__weakref__",
+        "_compiled",
         "_resolver",
         "begun",
         "call",
@@ -144,6 +158,7 @@ class RawRequest(Finished):
         "keep_digest",
         "keep_samples",
         "loop",
+        "process",
         "request",
         "result",
         "result_shape",
@@ -173,6 +188,8 @@ class RawRequest(Finished):
         self.span_ids = next((each.span_ids for _, each in begun if each.span_ids is not None), None)
         self.settled = False
         self.loop = False
+        self.process: ProcessState | None = None
+        self._compiled = compiled_so_far()
         self._resolver: Resolver | None = None
         request.fold = self._fold
 
@@ -180,6 +197,15 @@ class RawRequest(Finished):
     def held_bytes(self) -> int:
         """Memory it keeps until its record has been made."""
         return self.request.held_bytes
+
+    @property
+    def sampled_ns(self) -> int:
+        """Own time between the stamps that went into what is sampled."""
+        return self.request.sampled_ns
+
+    def end_in_process(self) -> None:
+        """Note how the process stands, on the thread that has generated."""
+        self.process = state_since(self._compiled)
 
     def _made(self, model: ModelSpec, where: Where, breathe: Callable[[], None]) -> GenerationRecord:
         call = read_call(self.module(), self.call)
@@ -195,8 +221,15 @@ class RawRequest(Finished):
     def _begun(self) -> Resolver:
         if self._resolver is None:
             known = busy_of(self.module())
-            self._resolver = Resolver(self.request.entered_ns, keep_samples=self.keep_samples, known=known)
-            self._resolver.begin(self.request.started_ns, self.request.windows)
+            request = self.request
+            sampled = Sampled(request.windows, request.sync_windows, request.counts)
+            self._resolver = Resolver(
+                request.entered_ns,
+                keep_samples=self.keep_samples,
+                known=known,
+                census=census_of(self.module()),
+            )
+            self._resolver.begin(request.started_ns, sampled)
         return self._resolver
 
     def _fold(self, chunks: Iterable[Sequence[int]], marks: Iterable[tuple[int, int, int]]) -> None:

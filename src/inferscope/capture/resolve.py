@@ -11,10 +11,12 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from inferscope.capture.busy import BusyTable, Kind, on_device
+from inferscope.capture.census import Census
 from inferscope.capture.contention import TRAFFIC, overlap_ns, union
 from inferscope.capture.frames import UNREADABLE, Flag, Mark, Row
 from inferscope.capture.passes import ENCODE, PHASE_NAMES, PREFILL, PassFacts, PassName, name_pass
 from inferscope.capture.phases import Cycle, PhaseSums, Tally
+from inferscope.capture.sampled import Sampled
 from inferscope.capture.speculation import Speculation
 from inferscope.records import (
     Contender,
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from inferscope.capture.contention import Interval
     from inferscope.capture.frames import Request
     from inferscope.capture.requests import RawRequest, Where
-    from inferscope.meters.deep import Window
     from inferscope.records import PhaseRecord
     from inferscope.specs import ModelSpec
 
@@ -51,14 +52,23 @@ _NOT_OWN = Flag.ENCODE | Flag.ASSISTANT | Flag.FOREIGN
 class Resolver:
     """Walks the marks of one request; memory is bounded whatever the length."""
 
-    def __init__(self, entered_ns: int, *, keep_samples: bool = False, known: BusyTable | None = None) -> None:
+    def __init__(
+        self,
+        entered_ns: int,
+        *,
+        keep_samples: bool = False,
+        known: BusyTable | None = None,
+        census: Census | None = None,
+    ) -> None:
         """Start at the entry of `generate`.
 
         Args:
             entered_ns: Clock reading there.
             keep_samples: Keep every pass, up to `SAMPLES_KEPT`.
             known: What passes of this model were measured at on the device; what this request measures is added.
+            census: What passes of this model launch; what was counted in this request is added.
         """
+        self._census = census or Census()
         self._known = known or BusyTable()
         self._origin_ns = entered_ns
         self._cursor_ns = entered_ns
@@ -88,17 +98,16 @@ class Resolver:
         self._samples_dropped = 0
         self._batch_size: int | None = None
         self._spans: dict[str, list[Interval]] = {}
-        self._windows: Sequence[Window] = ()
-        self._windows_placed = 0
+        self._sampled = Sampled()
 
-    def begin(self, started_ns: int, windows: Sequence[Window] = ()) -> None:
+    def begin(self, started_ns: int, sampled: Sampled | None = None) -> None:
         """The user's `generate` starts now: what came before was ours.
 
         Args:
             started_ns: Clock reading there.
-            windows: What is recorded of its passes, in their order; more may come while it runs.
+            sampled: What is recorded and counted of its passes; more may come while it runs.
         """
-        self._windows = windows
+        self._sampled = sampled or self._sampled
         self._self_ns += started_ns - self._cursor_ns
         self._cursor_ns = started_ns
 
@@ -207,7 +216,7 @@ class Resolver:
         phase.end_ns = self._cursor_ns
         phase.pass_ns.add(ended - started - encoders_ns)
         phase.add_work(q, past, batch, logits)
-        self._place_window(phase, row)
+        self._sampled.place(phase, name.name, row)
         if self._keep_samples:
             self._sample(name.name, row)
         self._place_nested()
@@ -228,20 +237,6 @@ class Resolver:
         elif self._after_first_ns is None and name.phase not in {None, PREFILL.phase}:
             self._after_first_ns = entered
         self._own_passes += 1
-
-    def _place_window(self, phase: PhaseSums, row: Sequence[int]) -> None:
-        """What was recorded of this pass; of one that was cut short nothing is of use."""
-        while self._windows_placed < len(self._windows):
-            window = self._windows[self._windows_placed]
-            if window.opened_ns > row[Row.LEFT]:
-                return
-            self._windows_placed += 1
-            if window.opened_ns < row[Row.ENTERED] or row[Row.FLAGS] & Flag.ABORTED:
-                window.discard()
-                continue
-            told = UNREADABLE not in row[Row.Q : Row.BATCH + 1]
-            kind = Kind(phase.name, row[Row.BATCH], row[Row.Q]) if told else None
-            phase.deep.unread.append((window, kind, row[Row.PAST] + row[Row.Q] if told else 0))
 
     def _place_nested(self) -> None:
         """Encoders that ran inside the pass just placed: their time is theirs, and no longer that pass's."""
@@ -341,6 +336,7 @@ class Resolver:
             phase.deep.read(self._known, breathe)
         for window in request.windows:  # of passes that were never written down
             window.discard()
+        signed = self._sampled.settle(self._census, self._phases.values(), request, model)
         contended_ns, contended_with = self._beside(raw)
         phases = tuple(
             phase.record(
@@ -349,6 +345,7 @@ class Resolver:
                 contended_ns=contended_ns.get(phase.name),
                 known=self._known,
                 encoder_len=self._encoder_len,
+                steps=self._census.steps({signed(step): count for step, count in phase.steps.items()}),
             )
             for phase in self._phases.values()
         )
@@ -372,6 +369,7 @@ class Resolver:
             error_type=raw.error_type,
             notes=self._notes(loop=raw.loop),
             contended_with=contended_with,
+            process=raw.process,
             **counts,
             **where._asdict(),
         )

@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 import inferscope
-from inferscope.cli import calibrate, compare, demo, import_ncu, import_nsys, lint, watch
+from inferscope.cli import (
+    calibrate,
+    compare,
+    demo,
+    doctor,
+    import_ncu,
+    import_nsys,
+    lint,
+    predict,
+    report,
+    run,
+    sweep,
+    watch,
+)
 
 __all__ = ["app"]
 
@@ -21,7 +34,12 @@ app = typer.Typer(
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("lint", epilog=lint.EXAMPLES)(lint.lint)
+app.command("run", epilog=run.EXAMPLES, context_settings=run.CONTEXT)(run.run)
+app.command("report", epilog=report.EXAMPLES)(report.report)
+app.command("sweep", epilog=sweep.EXAMPLES)(sweep.sweep)
 app.command("watch", epilog=watch.EXAMPLES)(watch.watch)
 app.command("import-ncu", epilog=import_ncu.EXAMPLES)(import_ncu.import_ncu)
 app.command("import-nsys", epilog=import_nsys.EXAMPLES)(import_nsys.import_nsys)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from inferscope.errors import InferscopeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import typer
 
@@ -32,22 +32,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for a mistake in what was asked, 3 for what this machine refuses, 4 for a limit that is
         exceeded, 5 for one of which that cannot be told, 130 after Ctrl-C, 1 for a defect.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without "µ" must not end the report
+    streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
+    as_they_were = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="replace")  # a terminal without "µ" must not end the report
     try:
         from inferscope.cli.application import app  # noqa: PLC0415 - its absence can be told
     except ImportError as error:
         return _fail("missing-extra", f"{error}: install inferscope with its extra [cli]", _USAGE)
     try:
-        return _run(app, list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
+        outcome = _run(app, list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
     except Exception as error:  # the last place where it can be told in one line
         if os.environ.get("INFERSCOPE_TRACEBACK") == "1":
             raise
         return _explain(error)
+    if isinstance(outcome, int):
+        return outcome
+    for stream, errors in zip(streams, as_they_were, strict=True):  # the program's own, as Python gives them to it
+        stream.reconfigure(errors=errors)
+    return outcome()
 
 
-def _run(app: typer.Typer, arguments: list[str]) -> int:
+def _run(app: typer.Typer, arguments: list[str]) -> int | Callable[[], int]:
+    """The exit code, or what is still to be done where nothing of the command line's stands around it."""
     import typer  # noqa: PLC0415 - an extra, found present by now
 
     try:
@@ -61,6 +68,9 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
         return _PIPE_CLOSED
     if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
         sys.stderr.write("interrupted\n")
+    if callable(code):
+        program: Callable[[], int] = code
+        return program
     return code if isinstance(code, int) else 0
 
 

@@ -15,14 +15,14 @@ import msgspec
 
 from inferscope.errors import CalibrationError
 from inferscope.hardware.stability import MAX_SPREAD
-from inferscope.specs import DeviceSpec  # noqa: TC001 - msgspec reads the annotations when it runs
+from inferscope.specs import DeviceSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from inferscope.specs import Ceiling
 
-__all__ = ["DTYPES", "SCHEMA", "CalibrationFile", "file_of", "read", "write"]
+__all__ = ["DTYPES", "SCHEMA", "CalibrationFile", "file_of", "read", "read_device", "write"]
 
 SCHEMA = 1
 """Version of the file's layout."""
@@ -90,6 +90,25 @@ def read(path: Path, expect_key: str) -> CalibrationFile:
         return _decode(data, expect_key)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CalibrationError(f"{path}: {error}; {_REMEDY}") from error
+
+
+def read_device(path: Path) -> DeviceSpec:
+    """A device from a file of what `inferscope calibrate --json` prints, on whatever machine.
+
+    Raises:
+        CalibrationError: It cannot be read, or holds numbers that no device has; the message names the file.
+    """
+    if not path.is_file():
+        raise CalibrationError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    try:
+        with path.open("rb") as stream:
+            device = msgspec.json.decode(stream.read(_LARGEST_FILE_BYTES), type=DeviceSpec)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise CalibrationError(f"{path}: not what `inferscope calibrate --json` prints: {error}") from error
+    for name, roof, (low, high) in _ceilings(device):
+        if not (math.isfinite(roof.value) and low <= roof.value <= high):
+            raise CalibrationError(f"{path}: {name} is {roof.value:g}, which no device has")
+    return device
 
 
 def write(path: Path, content: CalibrationFile) -> None:

@@ -124,7 +124,7 @@ def within_datasheet(roof: Ceiling, row: DeviceSpec | None, published: Ceiling |
     if row is not None and published is not None and roof.value > published.value * _OVER_DATASHEET:
         raise RejectedError(
             f"{roof.value:.3g} per second is {roof.value / published.value:.0%} of the {published.value:.3g} that"
-            f" the datasheet of {row.name} gives: not believed"
+            f" the datasheet of {row.name} (certainty {row.certainty}) gives: not believed"
         )
     return roof
 

@@ -20,6 +20,8 @@ __all__ = ["frame_names", "place"]
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _OURS = str(Path(__file__).parents[1]) + os.sep
+_WARNINGS = tuple(str(Path(sysconfig.get_paths()["stdlib"]) / name) for name in ("warnings.py", "_py_warnings.py"))
+"""What calls us about a warning is of no interest either."""
 _STANDARD = tuple(sysconfig.get_paths()[name] + os.sep for name in ("stdlib", "platstdlib"))
 _PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _NOWHERE = "<unknown>"
@@ -57,7 +59,7 @@ def _frames(border: CodeType) -> list[FrameType]:
     found = []
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the only way to the caller's line at this price
     while frame is not None and frame.f_code is not border:
-        if not _path(frame).startswith((_OURS, "<frozen")):
+        if not _path(frame).startswith((_OURS, "<frozen", *_WARNINGS)):
             found.append(frame)
         frame = frame.f_back
     return found

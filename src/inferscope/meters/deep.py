@@ -15,16 +15,27 @@ import sys
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from inferscope import notices
-from inferscope.meters.deep_ledger import DriverCall
+from inferscope.meters.budget import BUDGET
+from inferscope.meters.deep_ledger import DriverCall, outermost
 from inferscope.meters.operator_groups import MeasuredPass, OperatorSpan, is_operator, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["BUDGET", "Budget", "Window", "after_fork", "close_here", "open_window", "switch_off", "switch_on"]
+__all__ = [
+    "Holder",
+    "Window",
+    "after_fork",
+    "close_here",
+    "give_back",
+    "open_window",
+    "switch_off",
+    "switch_on",
+    "take_for",
+]
 
 _MARK = "inferscope.pass"
 _UNREAD_KEPT = 4
@@ -34,28 +45,20 @@ _DEVICE_WORK = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 _DRIVER = frozenset({"cuda_runtime", "cuda_driver"})
 """Kinds of events, as Kineto names them."""
 _OTHERS_WAIT_S = 5.0
+_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchCooperativeKernel", "cuLaunchCooperativeKernel")
+_GRAPHS = ("cudaGraphLaunch", "cuGraphLaunch")
+_WAITS = (
+    *("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
+    *("cuStreamSynchronize", "cuCtxSynchronize", "cuEventSynchronize"),
+)
+"""Calls of the runtime and the driver, by how their names begin: entry points differ in what follows."""
 
 
-class Budget:
-    """Keeps what recording costs under a share of the time that passes, for the whole process."""
+class Holder(Protocol):
+    """Something else that keeps recordings away while it lasts."""
 
-    SHARE = 0.01
-
-    def __init__(self, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
-        """Nothing was spent yet."""
-        self._now_ns = now_ns
-        self.free_at_ns = 0
-
-    def charge(self, cost_ns: int) -> None:
-        """Something was spent: the next time is put off until it is less than the share of the time passed."""
-        self.free_at_ns = max(self.free_at_ns, self._now_ns()) + int(cost_ns / self.SHARE)
-
-    def allows(self) -> bool:
-        """Whether all that was spent has been waited for."""
-        return self._now_ns() >= self.free_at_ns
-
-
-BUDGET = Budget()
+    def make_way(self) -> None:
+        """Somebody of the user's begins to record: end at once, and `give_back`. Any thread."""
 
 
 class _State:
@@ -64,6 +67,7 @@ class _State:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.window: Window | None = None
+        self.holder: Holder | None = None
         self.unread: weakref.WeakSet[Window] = weakref.WeakSet()
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
         self.switching = threading.RLock()
@@ -168,19 +172,19 @@ class Window:
             BUDGET.charge(time.thread_time_ns() - began_ns)
 
 
-def switch_on(*, cuda: bool = False) -> None:
+def switch_on(*, cuda: bool = False, warm: bool = True) -> None:
     """A session begins that wants recordings: warm torch's profiler up, since its first start takes long.
 
     Args:
         cuda: Whether CUDA's part is wanted, too.
+        warm: Whether it records; otherwise it only has to know of the user's recordings.
     """
     with _state.switching:
         _state.sessions += 1
-        if _state.sessions > 1:
-            return
         try:
-            _watch_others()
-            if cuda not in _state.warm and _state.lock.acquire(blocking=False):
+            if _state.sessions == 1:
+                _watch_others()
+            if warm and cuda not in _state.warm and _state.lock.acquire(blocking=False):
                 try:
                     if _obstacle(()) is None:
                         _start(cuda=cuda)
@@ -238,9 +242,40 @@ def close_here() -> None:
         window.discard()
 
 
+def take_for(holder: Holder) -> str | None:
+    """Keep recordings away until `give_back`: two users of CUPTI exclude each other.
+
+    Args:
+        holder: Told when the user's own recording begins.
+
+    Returns:
+        None where it was taken; otherwise why not.
+    """
+    if not _state.lock.acquire(blocking=False):
+        return "a recording is running"
+    obstacle = None
+    try:
+        obstacle = _obstacle(())
+        if obstacle is None:
+            _state.holder = holder
+    finally:
+        if _state.holder is not holder:
+            _state.lock.release()
+    return obstacle
+
+
+def give_back(holder: Holder) -> None:
+    """What `take_for` has taken; safe to call twice."""
+    with _state.switching:
+        if _state.holder is holder:
+            _state.holder = None
+            _state.lock.release()
+
+
 def after_fork() -> None:
     """In a forked child: a recording of the parent's is nobody's here."""
     _state.lock, _state.switching, _state.window = threading.Lock(), threading.RLock(), None
+    _state.holder = None
     _state.unread.clear()
     _state.warm.clear()
 
@@ -317,6 +352,9 @@ def _make_way(profile: Any) -> None:  # noqa: ANN401 - torch.autograd.profiler.p
         _state.users.add(profile)
         profile.entered = True  # as it will do itself, after we have let go of the lock
         close_here()
+        holder = _state.holder
+        if holder is not None:
+            holder.make_way()
         if _state.lock.acquire(timeout=_OTHERS_WAIT_S):
             _state.lock.release()
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
@@ -326,7 +364,7 @@ def _make_way(profile: Any) -> None:  # noqa: ANN401 - torch.autograd.profiler.p
 def _read(results: Any, breathe: Callable[[], None]) -> MeasuredPass | None:  # noqa: ANN401 - torch's
     spans: list[tuple[OperatorSpan, int]] = []
     calls: list[tuple[DriverCall, int]] = []
-    kernels: list[OperatorSpan] = []
+    kernels: list[tuple[OperatorSpan, str]] = []
     whole: tuple[int, int, int] | None = None
     for index, event in enumerate(results.events()):
         if index % _EVENTS_PER_BREATH == 0:
@@ -335,7 +373,7 @@ def _read(results: Any, breathe: Callable[[], None]) -> MeasuredPass | None:  # 
         kind, number = event.activity_type(), event.correlation_id()
         if event.device_type().name != "CPU":
             if kind in _DEVICE_WORK:
-                kernels.append(OperatorSpan(name, start_ns, end_ns, event.linked_correlation_id(), number))
+                kernels.append((OperatorSpan(name, start_ns, end_ns, event.linked_correlation_id(), number), kind))
         elif kind in _DRIVER:
             calls.append((DriverCall(name, start_ns, end_ns, number), event.start_thread_id()))
         elif name == _MARK:
@@ -345,12 +383,23 @@ def _read(results: Any, breathe: Callable[[], None]) -> MeasuredPass | None:  # 
     if whole is None:
         return None
     own = [span for span, thread in spans if _within(span, thread, whole)]
-    issued = [call for call, thread in calls if _within(call, thread, whole)]
+    issued = outermost(call for call, thread in calls if _within(call, thread, whole))
     # The recording lasts longer than the pass where a device works: what was issued after it is not of it.
     links, launches = {span.link for span in own}, {call.launch for call in issued}
-    work = [kernel for kernel in kernels if kernel.launch in launches or kernel.link in links]
-    return measure(whole[0], whole[1], own, work, issued)
+    work = [(kernel, kind) for kernel, kind in kernels if kernel.launch in launches or kernel.link in links]
+    measured = measure(whole[0], whole[1], own, [kernel for kernel, _ in work], issued)
+    if issued or work:
+        _count_calls(measured, [call.name for call in issued], sum(kind == "kernel" for _, kind in work))
+    return measured
 
 
 def _within(span: OperatorSpan | DriverCall, thread: int, whole: tuple[int, int, int]) -> bool:
     return thread == whole[2] and span.start_ns >= whole[0] and span.end_ns <= whole[1]
+
+
+def _count_calls(measured: MeasuredPass, names: Sequence[str], kernels_run: int) -> None:
+    """What the host asked of the driver. Without graphs that many kernels ran, whatever its entry points are called."""
+    measured.graph_launches = sum(name.startswith(_GRAPHS) for name in names)
+    measured.syncs = sum(name.startswith(_WAITS) for name in names)
+    asked = sum(name.startswith(_LAUNCHES) for name in names)
+    measured.launches = asked if measured.graph_launches else kernels_run

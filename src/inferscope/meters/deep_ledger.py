@@ -19,6 +19,7 @@ __all__ = [
     "DriverCall",
     "HostSplit",
     "is_sync",
+    "outermost",
     "split_device",
     "split_host",
     "unfinished",
@@ -109,12 +110,11 @@ def unfinished(calls: Iterable[DriverCall], seen: AbstractSet[int]) -> int:
     """How many launches have left no work in the recording: it ended before they did.
 
     Args:
-        calls: Of the host's into the driver.
+        calls: Of the host's into the driver, `outermost` alone.
         seen: Numbers that the recorded work bears.
     """
-    started = [each for each in calls if each.launch and any(part in each.name for part in _LAUNCHES)]
-    # The runtime's call and the driver's inside it bear the same number.
-    return len({each.launch for each in started} - seen)
+    started = {each.launch for each in calls if each.launch and any(part in each.name for part in _LAUNCHES)}
+    return len(started - seen)
 
 
 def split_host(
@@ -126,12 +126,12 @@ def split_host(
         start_ns: Its beginning on the profiler's clock.
         end_ns: Its end.
         operators: Start and end of its outermost operators, in order, without overlap.
-        calls: Into the driver, in any order; one inside another belongs to the outer one.
+        calls: Into the driver, in order, without overlap (`outermost`), within the pass.
     """
     split = HostSplit()
     within_ns = 0
     place = 0
-    for call in _outermost(start_ns, end_ns, calls):
+    for call in calls:
         length_ns = call.end_ns - call.start_ns
         if is_sync(call.name):
             split.sync_ns += length_ns
@@ -184,10 +184,10 @@ def _idle(split: DeviceSplit, from_ns: int, to_ns: int, launched_ns: int, syncs:
         split.starved_ns += waiting_ns
 
 
-def _outermost(start_ns: int, end_ns: int, calls: Iterable[DriverCall]) -> list[DriverCall]:
+def outermost(calls: Iterable[DriverCall]) -> list[DriverCall]:
+    """Calls of one thread in order, without those that lie within another: what the runtime asks of the driver."""
     kept: list[DriverCall] = []
     for call in sorted(calls, key=lambda one: (one.start_ns, -one.end_ns)):
-        if call.start_ns < start_ns or call.end_ns > end_ns or (kept and call.start_ns < kept[-1].end_ns):
-            continue
-        kept.append(call)
+        if not kept or call.start_ns >= kept[-1].end_ns:
+            kept.append(call)
     return kept

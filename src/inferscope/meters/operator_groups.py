@@ -99,6 +99,10 @@ class MeasuredPass:
         host: The host's side; None where no call into a driver was seen.
         device: The device's side; None as `device_busy_ns`.
         lost: Launches whose work had not ended when the recording did; the passes' device side is then unknown.
+        launches: Kernels that the host launched, in one pass: this and the next two are not added up. None where the
+            host computes.
+        graph_launches: Graphs that it launched.
+        syncs: Waits for the device.
     """
 
     operators_ns: int = 0
@@ -109,6 +113,14 @@ class MeasuredPass:
     host: HostSplit | None = None
     device: DeviceSplit | None = None
     lost: int = 0
+    launches: int | None = None
+    graph_launches: int | None = None
+    syncs: int | None = None
+
+    @property
+    def calls(self) -> int:
+        """Outermost operators."""
+        return sum(each.calls for each in self.operators.values())
 
     def add(self, other: MeasuredPass) -> None:
         """Take another pass."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from inferscope.report.units import clean
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["Tell", "progress"]
+
+_SPEED_OVER_S = 300.0
+"""The time left is judged by the speed over so long; a single request may take half a minute."""
 
 Tell = Callable[[str, float | None], None]
 """Takes what is being done and which share of it (0..1) is done, None where that is not known."""
@@ -30,8 +33,15 @@ def progress(console: Console) -> Iterator[Tell]:
     if not console.is_terminal or console.is_dumb_terminal:
         yield _line_per_stage(console)
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=_SPEED_OVER_S) as bars:
         task = bars.add_task("starting", total=None)
 
         def tell(what: str, share: float | None) -> None:

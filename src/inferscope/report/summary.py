@@ -397,6 +397,8 @@ def _finding(number: int, finding: Finding) -> FindingText:
     where = finding.phase or "request"
     lines = [("", finding.claim), ("saves", _savings(finding.saves, where))]
     lines += [("evidence", _evidence(evidence)) for evidence in finding.evidence]
+    if finding.overlaps:
+        lines.append(("overlaps", f"with {', '.join(finding.overlaps)}: the same time, not to be added up"))
     lines += [("do", finding.action), ("in vain", finding.not_helping), ("verify", finding.verify)]
     return FindingText(
         severity=finding.severity,

@@ -7,6 +7,7 @@ nothing is infinite. Whatever is wrong with a file is one error that names the f
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import threading
@@ -24,24 +25,26 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from inferscope.analysis.verdict import Result
+    from inferscope.specs import ModelSpec
 
 __all__ = ["JsonlSink", "iter_records", "read_records"]
 
 LINE_LIMIT_BYTES = 64 * 2**20
 _INT64 = 2**63
 _LAST_BUCKET = QuantileSketch.bucket(_INT64)
-# Signed by nature: a remainder, coefficients of a polynomial, what a caller asked for.
-_SIGNED = frozenset({"residual_ns", "closure_ns", "cost", "options"})
+# Signed by nature: a remainder, coefficients of a polynomial, what a caller asked for, a difference of two means.
+_SIGNED = frozenset({"residual_ns", "closure_ns", "cost", "options", "own_overhead"})
 _BROKEN = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Head:
+class _Head(msgspec.Struct, frozen=True, kw_only=True):  # msgspec knows `Raw` in its own classes only
     schema: int
+    model: msgspec.Raw = msgspec.Raw(b"")
 
 
 _HEAD = msgspec.json.Decoder(_Head)
 _RECORD = msgspec.json.Decoder(GenerationRecord)
+_MODELS_KEPT = 64
 
 
 class JsonlSink:
@@ -77,17 +80,30 @@ class JsonlSink:
 
     def __call__(self, result: Result) -> None:
         """Append one record."""
-        record = result.record
-        floats = (record.tpot_ns, record.options.temperature, record.options.top_p)
-        if not all(math.isfinite(value) for value in floats if value is not None):
+        self.append(result.record)
+
+    def append(self, record: GenerationRecord) -> bool:
+        """Append a record without a result.
+
+        Args:
+            record: What to write.
+
+        Returns:
+            Whether it was written; where not, it was counted as dropped.
+        """
+        own = () if record.own_overhead is None else dataclasses.astuple(record.own_overhead)
+        floats = (record.tpot_ns, record.options.temperature, record.options.top_p, *own)
+        if not all(math.isfinite(value) for value in floats if isinstance(value, (int, float))):
             self._drop("it holds a number that is not finite")
-            return
+            return False
         try:
             line = msgspec.json.encode(record) + b"\n"
             with self._lock:
                 self._append(line)
         except (OSError, ValueError, TypeError, msgspec.MsgspecError) as error:
             self._drop(f"{type(error).__name__}: {error}")
+            return False
+        return True
 
     def close(self) -> None:
         """Close the file; records that come later are dropped and counted."""
@@ -167,30 +183,45 @@ def iter_records(path: str | Path) -> Iterator[GenerationRecord]:
 
 def _records(path: str | Path, file: BinaryIO) -> Iterator[GenerationRecord]:
     number = 0
+    models: dict[bytes, ModelSpec] = {}
     while line := file.readline(LINE_LIMIT_BYTES + 1):
         number += 1
         where = f"{path}, line {number}"
         if len(line) > LINE_LIMIT_BYTES:
             raise RecordFormatError(f"{where}: longer than {LINE_LIMIT_BYTES >> 20} MiB: this is no record file")
         if line.strip():
-            yield _record(line, where)
+            yield _record(line, where, models)
 
 
-def _record(line: bytes, where: str) -> GenerationRecord:
+def _record(line: bytes, where: str, models: dict[bytes, ModelSpec]) -> GenerationRecord:
+    """The record of a line, checked.
+
+    Args:
+        line: As it stands in the file.
+        where: File and line, for errors.
+        models: Those of earlier lines by their text. The records of one model share it: its costs are most of a
+            line, and checking them most of the work.
+    """
     try:
-        schema = _HEAD.decode(line).schema
+        head = _HEAD.decode(line)
     except _BROKEN as error:
         raise RecordFormatError(f"{where}: {_not_json(line, error)}") from error
-    if schema != SCHEMA:
-        advice = "upgrade inferscope" if schema > SCHEMA else "no inferscope wrote this"
-        raise RecordFormatError(f"{where}: schema {schema}, this version reads schema {SCHEMA}: {advice}")
+    if head.schema != SCHEMA:
+        advice = "upgrade inferscope" if head.schema > SCHEMA else "no inferscope wrote this"
+        raise RecordFormatError(f"{where}: schema {head.schema}, this version reads schema {SCHEMA}: {advice}")
     try:
         record = _RECORD.decode(line)
     except _BROKEN as error:
         raise RecordFormatError(f"{where}: not a record: {error}") from error
-    problem = _problem(record)
+    key = bytes(head.model)
+    known = models.get(key)
+    problem = _problem(record, model_checked=known is not None)
     if problem:
         raise RecordFormatError(f"{where}: {problem}")
+    if known is not None:
+        return dataclasses.replace(record, model=known)
+    if len(models) < _MODELS_KEPT:
+        models[key] = record.model
     return record
 
 
@@ -204,9 +235,36 @@ def _not_json(line: bytes, error: BaseException) -> str:
     return f"not JSON: {error}"
 
 
-def _problem(record: GenerationRecord) -> str | None:
+def _problem(record: GenerationRecord, *, model_checked: bool) -> str | None:
     """What makes a well-formed record unusable; None where nothing does."""
-    return _number_problem(record, "record", signed=False) or _sum_problem(record) or _sketch_problem(record)
+    left_out = "model" if model_checked else ""
+    return _numbers_problem(record, left_out) or _sum_problem(record) or _sketch_problem(record)
+
+
+def _numbers_problem(record: GenerationRecord, left_out: str) -> str | None:
+    for name in _fields(GenerationRecord):
+        value, signed = getattr(record, name), name in _SIGNED
+        # Where it lies is put into words only for a line that is refused.
+        if name != left_out and not _numbers_fine(value, signed=signed):
+            return _number_problem(value, f"record.{name}", signed=signed)
+    return None
+
+
+@functools.cache
+def _fields(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def _numbers_fine(value: object, *, signed: bool) -> bool:
+    kind = type(value)  # exact types, which the decoder makes: this runs for every number of every record
+    if kind is int or kind is float:
+        return (-_INT64 if signed else 0) <= value < _INT64  # type: ignore[operator]
+    if kind is str or kind is bool or value is None:
+        return True
+    if kind is tuple:
+        return all(_numbers_fine(item, signed=signed) for item in value)  # type: ignore[attr-defined]
+    names = _fields(kind)  # type: ignore[arg-type]
+    return all(_numbers_fine(getattr(value, name), signed=signed or name in _SIGNED) for name in names)
 
 
 def _number_problem(value: object, place: str, *, signed: bool) -> str | None:
@@ -219,7 +277,7 @@ def _number_problem(value: object, place: str, *, signed: bool) -> str | None:
     if isinstance(value, tuple):
         children = ((f"{place}[{index}]", item, signed) for index, item in enumerate(value))
     else:
-        names = (field.name for field in dataclasses.fields(value))  # type: ignore[arg-type]
+        names = _fields(type(value))  # type: ignore[arg-type]
         children = ((f"{place}.{name}", getattr(value, name), signed or name in _SIGNED) for name in names)
     return next(filter(None, (_number_problem(item, where, signed=free) for where, item, free in children)), None)
 

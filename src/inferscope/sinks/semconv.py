@@ -27,6 +27,7 @@ __all__ = [
     "REQUEST_END",
     "REQUEST_START",
     "RESOURCE",
+    "USAGE_ELSEWHERE",
     "WORST_PASS",
     "WORST_PASS_EVENT",
     "AskedSubject",
@@ -40,6 +41,7 @@ _Subject = TypeVar("_Subject")
 
 WORST_PASS_EVENT = "inferscope.worst_pass"  # noqa: S105 - not a password
 PASS_SPAN = "pass"  # noqa: S105 - the same
+USAGE_ELSEWHERE = "inferscope.usage.elsewhere"
 _PHASE_NAMES = ("encode", "prefill", "decode", "verify", "draft", "mixed", "unknown")
 _TOP_FINDINGS = 5
 _TOP_NOTES = 5
@@ -52,10 +54,12 @@ class RequestSubject:
     Attributes:
         result: The request.
         operation: What the caller says it was.
+        usage_elsewhere: The instrumentation whose span reports the same call; None where there is none.
     """
 
     result: Result
     operation: Operation
+    usage_elsewhere: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +129,16 @@ def _wall_s(phases: Iterable[PhaseRecord]) -> float | None:
 def _first_chunk_s(subject: RequestSubject) -> float | None:
     record = subject.result.record
     return None if record.ttft_ns is None or not record.options.streaming else record.ttft_ns / 1e9
+
+
+def _usage(name: str) -> Callable[[RequestSubject], int | None]:
+    """Reader of a token count, which whoever adds them up over a trace must find only once."""
+
+    def read(subject: RequestSubject) -> int | None:
+        tokens: int | None = getattr(subject.result.record, name)
+        return tokens if subject.usage_elsewhere is None else None
+
+    return read
 
 
 def _error(subject: RequestSubject) -> str | None:
@@ -236,11 +250,16 @@ REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
     ),
     Attribute(
         "gen_ai.usage.input_tokens", "int", "{token}", "Prompt tokens over the batch, padding excluded.",
-        _get(f"{_R}.input_tokens"),
+        _usage("input_tokens"),
     ),
     Attribute(
         "gen_ai.usage.output_tokens", "int", "{token}", "New tokens over the batch, padding excluded.",
-        _get(f"{_R}.output_tokens"),
+        _usage("output_tokens"),
+    ),
+    Attribute(
+        USAGE_ELSEWHERE, "string", "",
+        "The instrumentation whose span, linked, reports this call too: `gen_ai.usage.*` is left to it.",
+        _get("usage_elsewhere"),
     ),
     Attribute(
         "gen_ai.response.time_to_first_chunk", "double", "s", "`generate`'s entry to the first token streamed.",
@@ -349,6 +368,23 @@ REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
         "inferscope.self", "double", "s", "inferscope's own measured time inside the request.",
         _seconds(f"{_R}.ledger.self_ns"),
     ),
+    Attribute(
+        "inferscope.overhead.per_token", "double", "s",
+        "What observing costs per new token, from requests that chance left unobserved.",
+        _seconds(f"{_R}.own_overhead.per_token_ns"),
+    ),
+    Attribute(
+        "inferscope.overhead.per_token.low", "double", "s", "Lower end of its 95 % interval.",
+        _seconds(f"{_R}.own_overhead.low_ns"),
+    ),
+    Attribute(
+        "inferscope.overhead.per_token.high", "double", "s", "Upper end of it.",
+        _seconds(f"{_R}.own_overhead.high_ns"),
+    ),
+    Attribute(
+        "inferscope.overhead.observed_share", "double", "1", "Share of requests that are observed (0..1).",
+        _get(f"{_R}.own_overhead.observed_share"),
+    ),
 )
 """Set once the request has ended. queue + setup + time_in_model_inference + tail + self + residual = e2e, exactly."""
 
@@ -444,7 +480,28 @@ PHASE: tuple[Attribute[PhaseSubject], ...] = (
         "inferscope.deep.top_group", "string", "", "Group of operators that took longest in those forwards.",
         _top_group,
     ),
-    Attribute("inferscope.launches", "int", "{launch}", "Kernels launched.", _get("phase.launches")),
+    Attribute(
+        "inferscope.launches", "int", "{launch}", "Kernels launched, of passes whose kind was counted.",
+        _get("phase.launches"),
+    ),
+    Attribute(
+        "inferscope.launches.source", "string", "",
+        "How they were counted: `native` (at the driver), `deep` (recorded).", _get("phase.launches_source"),
+    ),
+    Attribute(
+        "inferscope.launches.per_pass", "int", "{launch}",
+        "Of one pass of the phase's most frequent counted kind; on a CPU its outermost operators.",
+        lambda subject: subject.phase.steps[0].launches if subject.phase.steps else None,
+    ),
+    Attribute(
+        "inferscope.launches.changed_from", "int", "{launch}",
+        "What that was before it changed (a recompilation, a graph break, another attention); absent if it never has.",
+        lambda subject: subject.phase.steps[0].launches_before if subject.phase.steps else None,
+    ),
+    Attribute(
+        "inferscope.sync_points", "int", "{line}", "Lines at which the host waited in a pass that was looked at.",
+        lambda subject: len(subject.phase.sync_points) if subject.phase.sync_passes else None,
+    ),
     Attribute("inferscope.syncs", "int", "{sync}", "Host reads seen: a lower bound.", _get("phase.syncs")),
     Attribute(
         "inferscope.contended", "double", "s",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from opentelemetry import trace
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, get_value
 from opentelemetry.trace import (
+    Link,
     NoOpTracerProvider,
     ProxyTracerProvider,
     Span,
@@ -26,8 +27,9 @@ from opentelemetry.trace import (
 )
 
 from inferscope.records import RequestOptions
-from inferscope.sinks import semconv
+from inferscope.sinks import content, semconv
 from inferscope.sinks.attributes import plain_text, values
+from inferscope.sinks.model_calls import ModelCall, call_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,11 +57,13 @@ class RootSpan(NamedTuple):
         span: The span; one that records nothing where the request is not to be traced.
         recording: Whether it is to be traced.
         ids: Trace id and span id.
+        call: The span under which another instrumentation reports the same call; None where none does.
     """
 
     span: Span
     recording: bool
     ids: tuple[int, int] | None
+    call: ModelCall | None = None
 
 
 _UNTRACED = RootSpan(trace.INVALID_SPAN, recording=False, ids=None)
@@ -86,6 +90,7 @@ class SpanSink:
             tracer_provider: Where spans go; None: the global provider, also one that is set later.
             operation: Value of `gen_ai.operation.name`.
         """
+        content.tell_that_none_is_kept()
         self._tracer: Tracer = trace.get_tracer("inferscope", version("inferscope"), tracer_provider)
         self._provider = tracer_provider
         self._operation = operation
@@ -130,15 +135,17 @@ class SpanSink:
             root.span.end()
 
     def _start(self, asked: semconv.AskedSubject, context: object, started_unix_ns: int) -> RootSpan:
+        call = call_in(context)
         span = self._tracer.start_span(
             f"{self._operation} {plain_text(asked.model_name)}",
             context=context if isinstance(context, Context) else Context(),
             kind=SpanKind.INTERNAL,
             attributes=values(semconv.REQUEST_START, asked),
+            links=() if call is None else (Link(call.span, {semconv.USAGE_ELSEWHERE: call.scope}),),
             start_time=started_unix_ns,
         )
         place = span.get_span_context()
-        return RootSpan(span, recording=span.is_recording(), ids=(place.trace_id, place.span_id))
+        return RootSpan(span, recording=span.is_recording(), ids=(place.trace_id, place.span_id), call=call)
 
     def _root_of(self, result: Result) -> RootSpan:
         begun = self._roots.pop(result.record.request_id, None)
@@ -153,10 +160,12 @@ class SpanSink:
 
     def __call__(self, result: Result) -> None:
         """Complete the spans of one request."""
-        root, recording, _ = self._root_of(result)
-        if not recording:
+        begun = self._root_of(result)
+        if not begun.recording:
             return
-        subject = semconv.RequestSubject(result=result, operation=self._operation)
+        root = begun.span
+        elsewhere = None if begun.call is None else begun.call.scope
+        subject = semconv.RequestSubject(result=result, operation=self._operation, usage_elsewhere=elsewhere)
         record = result.record
         # A viewer cuts off a child that reaches past its parent.
         end_unix_ns = record.started_unix_ns + max([record.wall_ns, *(_end_ns(phase) for phase in record.phases)])

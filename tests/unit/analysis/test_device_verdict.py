@@ -108,3 +108,33 @@ def test_shares_sum_to_one_and_are_none_negative(low, high, lag, flops, bandwidt
     assert sum(verdict.shares.values()) == pytest.approx(1.0)
     assert min(verdict.shares.values()) >= -1e-12
     assert verdict.bound in verdict.shares
+
+
+amounts = st.integers(1, 10**12)
+
+
+@given(
+    flops=amounts, more=amounts, low=st.floats(0, 1), lag=st.floats(0, 1), provenance=st.sampled_from(["bound", "deep"])
+)
+def test_more_flops_never_move_a_device_from_compute_to_memory_and_shares_sum_to_one(flops, more, low, lag, provenance):
+    """Whatever the interval of its time and whoever waits for whom."""
+    verdicts = []
+    for each in (flops, flops + more):
+        record = make_record()
+        decode = replace(record.phases[1], device=timed(low * 0.9, 0.9, lag, provenance=provenance))
+        spec = model(flops=each, weight_bytes=WEIGHTS, device="cuda:0")
+        verdicts.append(
+            diagnose(replace(record, model=spec, phases=(record.phases[0], decode)), device=gpu()).phases[1]
+        )
+    for verdict in verdicts:
+        assert sum(verdict.shares.values()) == pytest.approx(1.0)
+        assert min(verdict.shares.values()) >= -1e-12
+    if verdicts[0].bound == "compute":
+        assert verdicts[1].bound != "memory"
+
+
+def test_a_device_time_that_is_no_interval_gives_unknown():
+    broken = replace(timed(0.5, 0.9, 0.8), low_ns=-1)
+    verdict = judged(broken)
+    assert verdict.bound == "unknown"
+    assert "no interval" in verdict.reasons[0]

@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from made_requests import model as made_model
+from made_requests import phase as made_phase
+from made_requests import recorded, request, terms
 
 from inferscope.analysis.diagnosis import diagnose
 from inferscope.analysis.findings import find
@@ -282,3 +285,109 @@ def test_time_off_the_cpu_is_no_kernel_s_fault_and_named_first():
 def test_a_disturbed_calibration_is_told_from_a_missing_one():
     disturbed = DeviceSpec(name="bare", kind="cpu", rejected=("matrix product in float32: disturbed",))
     assert "nothing else runs" in verdict(model(**COMPUTE), forward_ns=1_000_000, device=disturbed).reasons[0]
+
+
+def test_a_balance_names_both_sides():
+    found = verdict(model(**{**COMPUTE, "flops": 52_000_000, "calls": 300}), forward_ns=1_000_000)
+    reason = next(text for text in found.reasons if text.startswith("balanced"))
+    ranked = sorted(found.shares, key=lambda name: -found.shares[name])[:2]
+    assert reason.startswith(f"balanced between {ranked[0]} (")
+    assert f" and {ranked[1]} (" in reason
+
+
+def test_a_ceiling_whose_readings_were_spread_lowers_the_confidence():
+    work = {"flops": 55_000_000, "weight_bytes": 2_000_000, "calls": 10}  # 0.55 ms of compute, the rest is slow kernels
+    steady = verdict(model(**work), forward_ns=1_000_000)
+    shaky = replace(DEVICE, compute_flops_per_s={"float32": Ceiling(value=100e9, source="measured", spread=0.15)})
+    spread = verdict(model(**work), forward_ns=1_000_000, device=shaky)
+    assert spread.bound == steady.bound
+    assert not any("readings were spread" in reason for reason in steady.reasons)
+    assert any("readings were spread" in reason for reason in spread.reasons)
+    assert spread.confidence == "low"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"wall_ns": 0, "passes": 0, "ledger": PhaseLedger(issue_ns=0, select_ns=0, wait_ns=0, deliver_ns=0,
+                                                           offcpu_ns=0, gc_ns=0)}, "no length"),
+        ({"passes": 0}, "no length"),
+        ({"wall_ns": -5}, "negative or not a number"),
+        ({"wall_ns": float("nan")}, "negative or not a number"),
+        ({"wall_ns": 123}, "does not add up"),
+    ],
+)  # fmt: skip
+def test_times_that_are_none_give_unknown_and_say_why(change, reason):
+    made = record(model(**COMPUTE), forward_ns=1_000_000)
+    broken = replace(made, phases=(replace(made.phases[0], **change),))
+    found = diagnose(broken, device=DEVICE).phases[0]
+    assert (found.bound, found.confidence, found.shares) == ("unknown", "low", {})
+    assert reason in found.reasons[0]
+    assert not [each.code for each in find(broken, diagnose(broken, device=DEVICE)) if each.severity == "WARN"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0.0])
+@pytest.mark.parametrize("name", ["compute", "memory"])
+def test_a_ceiling_that_is_no_positive_number_gives_unknown(name, value):
+    wrong = Ceiling(value=value, source="measured")
+    changes = {"compute": {"compute_flops_per_s": {"float32": wrong}}, "memory": {"copy_bytes_per_s": wrong}}
+    device = replace(DEVICE, gemv_bytes_per_s={}, **changes[name])
+    found = verdict(model(**COMPUTE), forward_ns=1_000_000, device=device)
+    assert (found.bound, found.mfu, found.mbu) == ("unknown", None, None)
+    assert f"{name} ceiling" in found.reasons[0]
+
+
+def test_recorded_operators_decide_what_host_stamps_leave_open():
+    """The same ledger: operators that fill the forwards mean slow kernels, operators that do not mean overhead."""
+    made = record(model(**MEMORY), forward_ns=5_000_000)
+    guessed = diagnose(made, device=DEVICE).phases[0]
+    verdicts = {}
+    for linear_ns in (4_800_000, 1_000_000):
+        phase = recorded(made.phases[0], linear=linear_ns)
+        verdicts[linear_ns] = diagnose(replace(made, phases=(phase,)), device=DEVICE).phases[0]
+    assert guessed.bound == "inefficient"  # the roofs explain 0.9 ms, and nothing else is known
+    assert verdicts[4_800_000].bound == "inefficient"
+    assert verdicts[1_000_000].bound == "overhead"
+    for found in verdicts.values():
+        assert sum(found.shares.values()) == pytest.approx(1.0)
+        assert {row.metric for row in found.evidence} >= {"recorded_kernel_share", "recorded_python_share"}
+
+
+def test_recorded_communication_is_a_share_of_its_own():
+    made = record(model(**MEMORY), forward_ns=5_000_000)
+    phase = recorded(made.phases[0], other=3_500_000)
+    named = replace(phase.deep, largest=tuple(replace(each, name="c10d::allreduce_") for each in phase.deep.largest))
+    found = diagnose(replace(made, phases=(replace(phase, deep=named),)), device=DEVICE).phases[0]
+    assert found.bound == "communication"
+    assert found.shares["communication"] == pytest.approx(0.7, abs=0.02)
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+
+
+@given(
+    heavy=st.integers(0, 10**7), light=st.integers(0, 10**7), flops=amounts, weight_bytes=amounts,
+    forward_ns=st.integers(1, 10**7), passes=st.integers(1, 50),
+)  # fmt: skip
+def test_shares_sum_to_one_with_recorded_operators_too(heavy, light, flops, weight_bytes, forward_ns, passes):
+    made = record(model(flops=flops, weight_bytes=weight_bytes), forward_ns=forward_ns, passes=passes)
+    phase = recorded(made.phases[0], linear=heavy, copy=light)
+    found = diagnose(replace(made, phases=(phase,)), device=DEVICE).phases[0]
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+    assert min(found.shares.values()) >= 0
+
+
+@given(flops=amounts, weight_bytes=amounts, calls=st.integers(1, 5000), forward_ns=amounts, factor=st.integers(2, 64))
+def test_the_sum_over_operators_does_not_depend_on_how_they_are_cut(flops, weight_bytes, calls, forward_ns, factor):
+    """Twice the passes of the same kind, twice the time: no share moves."""
+    spec = model(flops=flops, weight_bytes=weight_bytes, calls=calls)
+    few, many = (verdict(spec, forward_ns=forward_ns, passes=passes) for passes in (3, 3 * factor))
+    assert many.shares == pytest.approx(few.shares, rel=1e-9, abs=1e-9)
+
+
+def test_a_phase_is_the_sum_over_its_operators_and_not_the_longer_of_two_sums():
+    """Half a millisecond of arithmetic in one group, 0.4 ms of bytes in another: a maximum of sums would hide one."""
+    head = terms("lm_head 64x1000", weight_bytes=4_000_000)
+    spec = made_model({"flops": 50_000_000, "weight_bytes": 1_000_000}, groups=(head,))
+    found = diagnose(request(spec, made_phase("decode", 930_000)), device=DEVICE).phases[0]
+    assert found.shares["compute"] == pytest.approx(0.5 / 0.93, abs=0.01)
+    assert found.shares["memory"] == pytest.approx(0.4 / 0.93, abs=0.01)
+    assert found.roof_share == pytest.approx(0.9 / 0.93, abs=0.01)

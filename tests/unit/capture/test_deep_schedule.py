@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferscope.capture.deep import Schedule
-from inferscope.meters.deep import Budget
+from inferscope.meters.budget import DEFAULT_SHARE, Budget
 from inferscope.testing import FakeClock
 
 MS = 1_000_000
@@ -64,7 +64,7 @@ def test_it_never_costs_more_than_its_share(passes, cost_ns, every):
         if schedule.wants(index, every):
             taken += 1
             if taken > 2:
-                assert spent_ns <= Budget.SHARE * (clock.now_ns() - began_ns) + 1
+                assert spent_ns <= DEFAULT_SHARE * (clock.now_ns() - began_ns) + 1
             spent_ns += cost_ns
             clock.advance(pass_ns + cost_ns)
             schedule.recorded(index, cost_ns, pass_ns)

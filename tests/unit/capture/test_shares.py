@@ -26,6 +26,8 @@ class Receiver:
     plug_every = 0
     deep_every = 0
     ranges = None
+    counters = False
+    observed_share = 1.0
 
 
 MODULE = Module()

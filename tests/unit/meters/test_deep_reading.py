@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import pytest
+
+pytest.importorskip("torch")
+
+from inferscope.capture.census import count_of
 from inferscope.meters import deep
 
 
@@ -89,3 +94,42 @@ def test_a_kernel_that_has_not_ended_leaves_the_device_unknown():
 
 def test_a_recording_without_its_pass_is_none():
     assert read(LINEAR, LAUNCH, GEMM) is None
+
+
+def counted(*events):
+    return count_of(read(Event("inferscope.pass", 0, 1000, "user_annotation"), *events))
+
+
+def kernel(start, number, kind="kernel"):
+    return Event("gemm", start, start + 5, kind, number=number)
+
+
+def call(name, start, kind="cuda_runtime"):
+    return Event(name, start, start + 2, kind, number=start)
+
+
+def test_without_graphs_the_kernels_that_ran_are_the_launches():
+    found = counted(
+        Event("aten::mm", 10, 50),
+        call("cudaLaunchKernel", 20),
+        Event("cuLaunchKernel", 20, 21, "cuda_driver", number=21),  # what the runtime asks of the driver
+        kernel(60, 20),
+        call("anEntryPointNobodyListed", 30),
+        kernel(70, 30),
+        call("cudaMemcpyAsync", 40),
+        kernel(80, 40, "gpu_memcpy"),
+        call("cudaStreamSynchronize", 100),
+        call("cudaStreamSynchronize", 2000),  # ours, after the pass
+    )
+    assert (found.launches, found.graph_launches, found.syncs, found.unit, found.source) == (2, 0, 1, "kernel", "deep")
+
+
+def test_with_graphs_what_they_hold_is_one_launch():
+    kernels = [kernel(200 + 10 * each, 20) for each in range(40)]
+    found = counted(call("cudaGraphLaunch", 20), call("cuLaunchKernelEx", 30, "cuda_driver"), kernel(700, 30), *kernels)
+    assert (found.launches, found.graph_launches, found.syncs) == (1, 1, 0)
+
+
+def test_on_a_cpu_a_region_with_such_a_name_is_no_call():
+    found = counted(Event("aten::mm", 10, 50), Event("custom region", 5, 60, "user_annotation"))
+    assert (found.launches, found.unit, found.syncs) == (1, "operator", None)

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inferscope.report.plain import bar, phase_labels
-from inferscope.report.summary import KINDS, Segment, bar_cells, facts, latencies, segments
+from inferscope.report.summary import KINDS, Segment, bar_cells, facts, finding_texts, latencies, segments
 from inferscope.report.units import UNKNOWN
-from inferscope.testing import make_record
+from inferscope.testing import make_record, make_result
 
 PARTS = st.lists(
     st.builds(
@@ -48,3 +50,12 @@ def test_padding_and_accepted_drafts_are_said_where_there_are_any():
     assert latencies(record)[-1] == ("accepted", "9 of 12, 75.0 %", "measured, of the tokens drafted")
     unknown = make_record(drafted_tokens=12)
     assert latencies(unknown)[-1][1] == f"{UNKNOWN} of 12, {UNKNOWN}"
+
+
+def test_findings_on_the_same_time_are_not_to_be_added_up():
+    first, second = make_result().findings
+    texts = finding_texts((replace(first, overlaps=(second.code,)), second))
+    said = [dict(text.lines).get("overlaps", "") for text in texts]
+    assert second.code in said[0]
+    assert "not to be added up" in said[0]
+    assert not said[1]

@@ -185,7 +185,7 @@ def float_fields(kind, place=()):
 @pytest.mark.parametrize("where", sorted(set(float_fields(record_types.GenerationRecord))))
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_no_number_that_is_not_finite_is_ever_written(path, notices_reset, where, value):
-    record = make_record()
+    record = make_record(own_overhead=record_types.OwnOverhead(budget_share=0.01, observed_share=1.0))
     holder = record
     for name in where[:-1]:
         holder = getattr(holder, name)
@@ -202,7 +202,25 @@ def test_every_float_of_a_record_is_among_those_checked():
         ("tpot_ns",),
         ("options", "temperature"),
         ("options", "top_p"),
+        *(("own_overhead", name) for name in ("budget_share", "observed_share", "self_share")),
+        *(("own_overhead", name) for name in ("per_token_ns", "low_ns", "high_ns")),
     }
+
+
+def test_a_difference_of_means_may_be_negative(path, write):
+    overhead = record_types.OwnOverhead(
+        budget_share=0.01,
+        observed_share=0.5,
+        per_token_ns=-120.5,
+        low_ns=-900.0,
+        high_ns=659.0,
+        observed=40,
+        bare=38,
+        provenance="randomised",
+    )
+    record = make_record(own_overhead=overhead)
+    write(record)
+    assert read_records(path) == [record]
 
 
 def test_unknown_fields_and_empty_lines_are_ignored(path, write):

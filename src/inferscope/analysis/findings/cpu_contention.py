@@ -4,40 +4,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from inferscope.analysis.diagnosis import AWAY
-from inferscope.analysis.verdict import Evidence, Finding
+from inferscope.analysis.doubts import AWAY
+from inferscope.analysis.findings.thread_oversubscription import oversubscribed
+from inferscope.analysis.savings import Change
+from inferscope.analysis.verdict import Evidence
 
 if TYPE_CHECKING:
     from inferscope.analysis.findings.case import Case
+    from inferscope.analysis.verdict import Finding
 
 __all__ = ["look"]
 
 
 def look(case: Case) -> Finding | None:
-    """Fires where the thread did not run for a sizeable part of a phase on a CPU."""
-    away_ns = case.phase.ledger.offcpu_ns
-    on_cpu = (case.record.model.device or "cpu").startswith("cpu")
-    if not on_cpu or away_ns is None or case.phase.wall_ns <= 0:
+    """Fires where the thread did not run for a sizeable part of a phase on a CPU, and nothing traced explains it."""
+    if not case.on_cpu or case.phase.ledger.offcpu_ns is None or case.phase.wall_ns <= 0:
         return None  # waiting for a GPU looks the same
-    share = min(1.0, away_ns / case.phase.wall_ns)
-    if share <= AWAY:
+    if oversubscribed(case.record.process):
+        return None  # the threads compete with each other, and that has a finding of its own
+    share = min(1.0, case.phase.ledger.offcpu_ns / case.phase.wall_ns)
+    # What waits between the passes may be a processor or a streamer that sleeps.
+    unexplained = case.part("offcpu inside") - case.part("neighbours")
+    if unexplained <= AWAY:
         return None
-    return Finding(
-        code="cpu-contention",
-        severity="WARN",
-        phase=case.phase.name,
-        claim=f"For {100 * share:.0f} % of {case.phase.name} the generating thread did not run: something else had the "
+    return case.finding(
+        "cpu-contention",
+        "WARN",
+        f"For {100 * share:.0f} % of {case.phase.name} the generating thread did not run: something else had the "
         "CPU, the interpreter lock or the quota.",
-        evidence=(
-            Evidence(metric="offcpu_share", value=share, threshold=AWAY, source="measured", note="of the phase"),
-        ),
-        saves=case.saves(
-            0.5 * share,
-            share,
-            "that at least half of it comes back (assumed)",
-        ),
+        Evidence(metric="offcpu_share", value=share, threshold=AWAY, source="measured", note="of the phase"),
+        Evidence(metric="contended_share", value=case.part("neighbours"), source="measured", note="by traced requests"),
+        saving=case.saving("that at least half of it comes back (assumed)", Change("offcpu inside", 0.5, 1.0)),
         action="Look at what else runs: other processes, threads that hold the interpreter, a CPU quota, more intra-op "
         "threads than cores (torch.set_num_threads).",
         not_helping="Anything about the model. Numbers taken meanwhile say little about kernels and ceilings.",
-        verify="Run the same request on a quiet machine: off CPU should be near 0, and the verdict is worth reading.",
+        verify="run the same request on a quiet machine; off CPU is near 0, and the verdict is worth reading.",
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from inferscope.analysis.verdict import Evidence, Finding
+from inferscope.analysis.savings import Change
+from inferscope.analysis.verdict import Evidence
 
 if TYPE_CHECKING:
     from inferscope.analysis.findings.case import Case
+    from inferscope.analysis.verdict import Finding
 
 __all__ = ["look"]
 
@@ -17,25 +19,20 @@ _WORTH_SAYING = 0.25
 def look(case: Case) -> Finding | None:
     """Fires where time below the roofs, not explained by operator overhead, is a sizeable share."""
     share = case.share("inefficient")
-    if case.verdict.cost is None or share < _WORTH_SAYING:
+    if case.cost is None or share < _WORTH_SAYING:
         return None
-    gemv = [row for row in case.verdict.evidence if row.metric == "gemv_bytes_per_s"]
-    return Finding(
-        code="kernel-inefficient",
-        severity="OPT",
-        phase=case.phase.name,
-        claim=f"{100 * share:.0f} % of {case.phase.name} is neither work at the roof nor overhead: its kernels run "
+    return case.finding(
+        "kernel-inefficient",
+        "OPT",
+        f"{100 * share:.0f} % of {case.phase.name} is neither work at the roof nor overhead: its kernels run "
         f"below what this device gives ({_reached(case)}).",
-        evidence=(
-            Evidence(metric="inefficient_share", value=share, threshold=_WORTH_SAYING, source="measured"),
-            *(row for row in case.verdict.evidence if row.metric in {"roof_per_pass_ns", "dispatch_per_pass_ns"}),
-            *gemv,
-        ),
-        saves=case.saves(0.2 * share, 0.8 * share, "that other kernels recover 20 to 80 % of it (assumed)"),
+        Evidence(metric="inefficient_share", value=share, threshold=_WORTH_SAYING, source="measured"),
+        *case.evidence("roof_per_pass_ns", "dispatch_per_pass_ns", "recorded_kernel_share", "gemv_bytes_per_s"),
+        saving=case.saving("that other kernels recover 20 to 80 % of it (assumed)", Change("kernels", 0.2, 0.8)),
         action="Try other kernels for the same work: another dtype, torch.compile, a thread count equal to the "
         "physical cores, larger batches (matrix times vector is the slowest kernel a CPU has).",
         not_helping="Buying bandwidth or FLOP/s: what is there is not used.",
-        verify="Change one of these and compare the share of roof: it should rise.",
+        verify=f"change one of these; the share of roof rises, and {case.phase.name}'s wall falls.",
     )
 
 

@@ -1,0 +1,56 @@
+"""The compiler's books before and after a request, and parameters that stand elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, defaultdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from inferscope.capture.introspect import describe
+from inferscope.capture.process import compiled_so_far, state_since
+
+
+def books(graphs, spent_ns):
+    counters = defaultdict(Counter)
+    if graphs:
+        counters["stats"]["unique_graphs"] = graphs
+    return SimpleNamespace(counters=counters, cumulative_time_spent_ns={"_compile.compile_inner": spent_ns})
+
+
+def test_what_the_compiler_did_meanwhile_is_the_difference(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo.utils", books(2, 1e9))
+    before = compiled_so_far()
+    assert before == (2, 10**9)
+    monkeypatch.setitem(sys.modules, "torch._dynamo.utils", books(5, 4e9))
+    state = state_since(before)
+    assert (state.compiled_graphs, state.compile_ns) == (3, 3 * 10**9)
+    assert state.intra_op_threads == torch.get_num_threads()
+
+
+def test_nothing_is_written_into_the_compilers_books(monkeypatch):
+    empty = books(0, 0.0)
+    monkeypatch.setitem(sys.modules, "torch._dynamo.utils", empty)
+    assert compiled_so_far() == (0, 0)
+    assert not empty.counters
+
+
+@pytest.mark.parametrize("after", [SimpleNamespace(), books(1, 0.0)], ids=["other books", "reset meanwhile"])
+def test_what_cannot_be_told_is_none(monkeypatch, after):
+    monkeypatch.setitem(sys.modules, "torch._dynamo.utils", after)
+    state = state_since((2, 10**9))
+    assert state.compiled_graphs is state.compile_ns is None
+
+
+def test_without_the_compiler_nothing_is_known_of_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch._dynamo.utils", raising=False)
+    assert compiled_so_far() is None
+    assert state_since(None).compiled_graphs is None
+
+
+def test_parameters_on_the_meta_device_wait_elsewhere():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 8, bias=False, device="meta"))
+    assert describe(model).offloaded_bytes == 4 * 8 * 4
+    assert describe(model[0]).offloaded_bytes == 0
