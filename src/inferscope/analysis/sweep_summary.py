@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from inferscope.records import GenerationRecord
     from inferscope.specs import ModelSpec
 
-__all__ = ["MemoryEdge", "PointResult", "SeriesResult", "Sweep", "is_out_of_memory", "needed_bytes", "specs_of", "summarise"]
+__all__ = [
+    "MemoryEdge",
+    "PointResult",
+    "SeriesResult",
+    "Sweep",
+    "is_out_of_memory",
+    "needed_bytes",
+    "specs_of",
+    "summarise",
+]
 
 Status = Literal["measured", "out of memory", "failed", "not measured"]
 

@@ -6,7 +6,6 @@ What was measured is in the file at once: a sweep that was interrupted goes on w
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import dataclass, replace
 from itertools import product
@@ -33,7 +32,16 @@ if TYPE_CHECKING:
     from inferscope.records import GenerationRecord
     from inferscope.specs import DeviceSpec, ModelSpec
 
-__all__ = ["Executor", "LocalExecutor", "SweepOptions", "memory_limit_bytes", "run_sweep", "sweep_labels"]
+__all__ = [
+    "Executor",
+    "LocalExecutor",
+    "SweepOptions",
+    "known_records",
+    "memory_limit_bytes",
+    "resume_command",
+    "run_sweep",
+    "sweep_labels",
+]
 
 CACHES = ("dynamic", "static")
 _MOST_POINTS = 2_000
@@ -222,19 +230,20 @@ def run_sweep(
     """
     run = _Run(options, executor, list(records), limit_bytes)
     objective = parse_objective(options.objective) if options.objective else None
-    points = options.points()
+    points: list[Point] = []
+    more = options.points()
     sink = _opened(out)
     try:
         for step in range(options.adaptive + 1):
-            rounds = range(step * options.rounds, (step + 1) * options.rounds)
-            new = points if step == 0 else [point for point in more if point not in points]
-            points = list(dict.fromkeys([*points, *new]))
-            run.measure(new, rounds, sink, tell)
+            new = [point for point in dict.fromkeys(more) if point not in points]
+            if not new:
+                break
+            points += new
+            run.measure(new, range(step * options.rounds, (step + 1) * options.rounds), sink, tell)
+            # What else a file holds must not change what is measured next.
             own = [record for record in run.records if _belongs(record, points)]
             sweep = summarise(own, points, specs=run.specs, memory_limit_bytes=limit_bytes, objective=objective)
             more = points_that_say_more(sweep)
-            if not set(more) - set(points):
-                break
     finally:
         sink.close()
     sweep = summarise(run.records, points, specs=run.specs, memory_limit_bytes=limit_bytes, objective=objective)

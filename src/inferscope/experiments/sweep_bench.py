@@ -35,7 +35,7 @@ _NOT_ALLOCATED = ("out of memory", "can't allocate memory", "not enough memory")
 _SAID_CHARACTERS = 200
 
 
-def load_model(model: str | None, dtype: str, device: str, seed: int, tell: models.Progress | None = None) -> Any:  # noqa: ANN401 - transformers' own
+def load_model(model: str | None, dtype: str, *, device: str, seed: int, tell: models.Progress | None = None) -> Any:  # noqa: ANN401 - transformers' own
     """A model to generate with; from a configuration with random weights.
 
     Args:
@@ -48,7 +48,7 @@ def load_model(model: str | None, dtype: str, device: str, seed: int, tell: mode
     Raises:
         InferscopeError: There is no such model, or it cannot be loaded.
     """
-    if model is None or not Path(model).expanduser().suffix == ".json":
+    if model is None or Path(model).expanduser().suffix != ".json":
         return models.load(model, dtype=dtype, device=device, progress=tell).model
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
     config = configs.find(model).model
