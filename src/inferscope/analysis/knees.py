@@ -33,6 +33,8 @@ _X_STEPS = 40
 _Z_STEPS = 48
 _COARSE = 4
 """Every so many-th candidate of the one knee is tried while the other is profiled."""
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_SECTIONS = 12
 _FEWEST_X = 3
 _FEWEST_Z = 2
 _PARAMETERS = 4
@@ -179,22 +181,44 @@ def fit_curve(points: Sequence[tuple[float, float]], scatter: Scatter) -> Curve 
     candidates = [*_between(sizes[0], sizes[-1], _X_STEPS), math.inf]
     fits = [series.without_knee() if math.isinf(where) else series.at(where) for where in candidates]
     best = min(range(len(fits)), key=lambda i: (fits[i].squares, -i))
+    if 0 < best < len(candidates) - 1:
+        # The profile has a cusp wherever a size was measured: either side by itself.
+        sides = [_refined(series, *sorted((candidates[best], candidates[best + step]))) for step in (-1, 1)]
+        found = [(candidates[best], fits[best]), *sides]
+        candidates[best], fits[best] = min(found, key=lambda pair: pair[1].squares)
     limit = _limit(fits[best].squares, len(points), scatter)
     if limit is None:
         return "neither repetitions nor points enough to know how far times scatter"
     weight_knee = _knee(candidates, [fit.squares for fit in fits], best, limit, (sizes[0], sizes[-1]))
-    found = fits[best]
+    fit = fits[best]
     reached = weight_knee.value is not None
     return Curve(
-        fixed_ns=found.fixed,
-        start_ns=max(0.0, found.fixed - found.per_x * weight_knee.value) if weight_knee.value is not None else None,
-        per_x_ns=found.per_x if reached else None,
-        per_z_ns=found.per_z if series.lengths >= _FEWEST_Z else None,
-        misfit_share=math.sqrt(found.squares / sum(scatter.counts)),
+        fixed_ns=fit.fixed,
+        start_ns=max(0.0, fit.fixed - fit.per_x * weight_knee.value) if weight_knee.value is not None else None,
+        per_x_ns=fit.per_x if reached else None,
+        per_z_ns=fit.per_z if series.lengths >= _FEWEST_Z else None,
+        misfit_share=math.sqrt(fit.squares / sum(scatter.counts)),
         weight_knee=weight_knee,
         cache_knee=_cache_knee(series, scatter, candidates, len(points)),
         points=len(points),
     )
+
+
+def _refined(series: _Series, low: float, high: float) -> tuple[float, _Fit]:
+    """The best knee between two candidates, by golden section."""
+    high = min(high, 2 * low)
+    ends = [high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)]
+    fits = [series.at(end) for end in ends]
+    for _ in range(_SECTIONS):
+        if fits[0].squares <= fits[1].squares:
+            high, ends, fits = ends[1], [ends[0], ends[0]], [fits[0], fits[0]]
+            ends[0] = high - _GOLDEN * (high - low)
+            fits[0] = series.at(ends[0])
+        else:
+            low, ends, fits = ends[0], [ends[1], ends[1]], [fits[1], fits[1]]
+            ends[1] = low + _GOLDEN * (high - low)
+            fits[1] = series.at(ends[1])
+    return min(zip(ends, fits, strict=True), key=lambda pair: pair[1].squares)
 
 
 def _cache_knee(series: _Series, scatter: Scatter, knees: list[float], points: int) -> Knee:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, median
+from itertools import combinations
+from statistics import NormalDist, median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +23,12 @@ RATE = 0.9
 _MEDIAN_EFFICIENCY = 0.6
 """Of a median against a mean, of few values from a normal distribution: 0.64 for many, and less for even counts."""
 _FEWEST_IN_ROUND = 3
+_WITHIN_ONE = 0.6827
+"""Of a normal distribution, within one standard deviation."""
+_SPREAD_EFFICIENCY = 0.5
+"""Of that size against the standard deviation."""
+_RESOLUTION = 1e-6
+"""No time is known better, however equal a few are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,11 +145,16 @@ def _shared(points: Sequence[Mapping[int, float]]) -> dict[int, float]:
 
 
 def _variance(logs: Sequence[Sequence[float]], taken: int) -> tuple[float | None, int]:
+    """From the size that two thirds of all differences within points stay below: single disturbances do not count.
+
+    Pairs need no centre, which few values would be too near to.
+    """
     freedom = sum(len(values) - 1 for values in logs) - max(0, taken - 1)
-    if freedom < 1:
+    differences = sorted(abs(one - other) for values in logs for one, other in combinations(values, 2))
+    freedom = max(1, round(freedom * _SPREAD_EFFICIENCY)) if freedom > 0 else 0
+    if not freedom or not differences:
         return None, 0
-    squares = 0.0
-    for values in logs:
-        mean = fmean(values)
-        squares += sum((value - mean) ** 2 for value in values)
-    return squares / freedom / _MEDIAN_EFFICIENCY, freedom
+    spread = differences[min(len(differences) - 1, math.floor(_WITHIN_ONE * len(differences)))] / math.sqrt(2)
+    # Rounds whose common part was taken out scatter less by so much.
+    shrunk = 1 - 1 / taken if taken > 1 else 1.0
+    return max(spread, _RESOLUTION) ** 2 / shrunk / _MEDIAN_EFFICIENCY, freedom

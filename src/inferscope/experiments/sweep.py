@@ -171,6 +171,8 @@ def known_records(options: SweepOptions, out: Path, *, resume: bool) -> list[Gen
     """
     if not out.exists() or (out.is_file() and out.stat().st_size == 0):
         return []
+    if out.is_dir():
+        raise SettingError(f"--out {out}: a folder; name a file for the records (.jsonl)")
     if not resume:
         raise SettingError(f"--out {out}: there already; go on with --resume, or name another file")
     records = read_records(out)

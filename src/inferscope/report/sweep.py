@@ -101,8 +101,8 @@ def _answers(series: SeriesResult, objective: str | None) -> Iterator[str]:
     for edge in series.memory:
         yield f"memory, {edge.input_tokens:,} tokens in: {_edge(edge)}"
     for goodput in series.goodput:
-        speed = "" if goodput.tokens_per_s is None else f", {ratio(goodput.tokens_per_s)} tokens/s"
-        yield f"{objective}, {goodput.input_tokens:,} tokens in: {goodput.said}{speed}"
+        speed = "" if goodput.tokens_per_s is None else f" ({ratio(goodput.tokens_per_s)} tokens/s)"
+        yield f"{objective}, {goodput.input_tokens:,} tokens in{speed}: {goodput.said}"
 
 
 def _knees(phase: str, curve: Curve | str, unit: str) -> Iterator[str]:
