@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 WORKERS ?= 2
 
-.PHONY: demo test test-matrix test-ray lint docs format bench gpu clean
+.PHONY: demo test test-matrix test-ray lint docs format bench bench-sweep gpu clean
 
 demo: $(STAMP)
 	$(BIN)/inferscope demo $(DEMO_FLAGS)
@@ -20,7 +20,7 @@ test: $(STAMP)
 # Ray is large, and its servers want both cores of a small machine: its test stands apart from the others.
 test-ray: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
-	$(BIN)/python -m pytest tests/integration/test_example_ray.py
+	$(BIN)/python -m pytest tests/integration/test_example_ray.py tests/integration/test_sweep_ray.py
 
 # Each supported version of transformers in an environment of its own under .matrix/; a quarter of an hour.
 test-matrix: $(STAMP)
@@ -49,6 +49,11 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/verdicts.py
+	$(BIN)/python benchmarks/tables.py
+
+# SmolLM2 over batch and prompt length, for docs/explanation/sweep-of-smollm2.md; on an idle machine, ten minutes.
+bench-sweep: $(STAMP)
+	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/tables.py
 
 # On a machine with a CUDA device and a CUDA build of torch: what no hardware has confirmed yet.

@@ -23,6 +23,9 @@ PAGES = {
     "explanation/accuracy.md": "verdicts-cpu",
     "reference/versions.md": "matrix",
 }
+SWEEP = {"explanation/sweep-of-smollm2.md": "sweep-cpu"}
+if (HERE / "results" / "sweep-cpu.json").exists():  # made by `make bench-sweep`, which takes ten minutes
+    PAGES |= SWEEP
 
 FROM_CODE = {"reference/telemetry.md": reference_markdown}
 

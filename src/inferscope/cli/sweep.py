@@ -98,7 +98,7 @@ def sweep(  # noqa: PLR0913 - each one is measured over, or says how
         memory_limit_bytes=limit_bytes,
         seed=seed,
     )
-    options.check()
+    options.check(here=not ray)
     found = _run(options, out, resume=resume, ray=ray)
     _show(found, out, as_json=as_json)
 

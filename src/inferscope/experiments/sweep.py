@@ -111,8 +111,11 @@ class SweepOptions:
     memory_limit_bytes: int | None = None
     seed: int = 0
 
-    def check(self) -> None:
+    def check(self, *, here: bool = True) -> None:
         """Refuse what cannot work before anything is loaded.
+
+        Args:
+            here: Whether the device must be one of this machine.
 
         Raises:
             SettingError: An option has a value it cannot have; the message names it.
@@ -132,7 +135,10 @@ class SweepOptions:
             raise SettingError(f"{len(self.points())} points in {self.rounds} rounds are more than a sweep takes")
         if self.objective is not None:
             parse_objective(self.objective)
-        probe.identify(self.device)
+        if here:
+            probe.identify(self.device)
+        else:
+            probe.parse_device(self.device)
 
     def points(self) -> list[Point]:
         """All points asked for."""
@@ -201,7 +207,7 @@ def memory_limit_bytes(options: SweepOptions, records: Iterable[GenerationRecord
         said = dict(record.labels).get(_LIMIT, "")
         if said.isdigit():
             return int(said)
-    if probe.parse_device(options.device).type != "cpu":
+    if options.device != "cpu":
         return None  # a GPU says so itself, and nothing else suffers
     free = probe.available_memory_bytes()
     return None if free is None else int(_MEMORY_SHARE * free)
@@ -355,7 +361,10 @@ def _write(sink: JsonlSink, record: GenerationRecord) -> None:
 
 
 def _with_predictions(sweep: Sweep, specs: dict[Setting, ModelSpec], device: str) -> Sweep:
-    spec_of_device = calibration.current_device_spec(device)
+    try:
+        spec_of_device = calibration.current_device_spec(device)
+    except InferscopeError as error:  # the device of a cluster's nodes need not be here
+        return replace(sweep, notes=(*sweep.notes, f"no prediction: {error}"))
     refused: dict[str, None] = {}
 
     def beside(result: PointResult) -> PointResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from inferscope.errors import MissingExtraError, SettingError
@@ -42,14 +43,16 @@ class RayExecutor:
             MissingExtraError: Ray is not installed.
             SettingError: The cluster has no device of that kind.
         """
-        try:
-            self._ray: Any = importlib.import_module("ray")
-        except ImportError as error:
-            raise MissingExtraError(f"--ray needs Ray ({error}): install inferscope with its extra [ray]") from error
+        self._ray: Any = _ray()
         self._started = not self._ray.is_initialized()
         if self._started:
-            self._ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
-        needs, self.workers = self._places(options.device)
+            here = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "_node_ip_address": "127.0.0.1"}
+            self._ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", **here)
+        try:
+            needs, self.workers = self._places(options.device)
+        except SettingError:
+            self._leave()
+            raise
         actor = self._ray.remote(**needs)(Bench)
         load = functools.partial(load_model, options.model, device=options.device, seed=options.seed)
         self._benches = [
@@ -65,6 +68,9 @@ class RayExecutor:
         """Free the benches, and the cluster where it was started here."""
         for bench in self._benches:
             self._ray.kill(bench)
+        self._leave()
+
+    def _leave(self) -> None:
         if self._started:
             self._ray.shutdown()
 
@@ -95,7 +101,8 @@ class RayExecutor:
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from None
+            # The bench's own error without Ray's traceback in its text, so that a mistake stays one line.
+            raise error.cause from None
 
     def _places(self, device: str) -> tuple[dict[str, Any], int]:
         """What each bench asks for, and how many there are."""
@@ -108,3 +115,15 @@ class RayExecutor:
         cores = int(min(node["Resources"].get("CPU", 1) for node in nodes))
         # All cores of a node: benches must not take them from each other.
         return {"num_cpus": max(1, cores)}, len(nodes)
+
+
+def _ray() -> Any:  # noqa: ANN401 - Ray is not there when types are checked
+    if "RAY_ADDRESS" not in os.environ:
+        # Read when Ray is imported: nothing is reported to its makers, and a cluster of this machine alone listens on
+        # 127.0.0.1 alone.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise MissingExtraError(f"--ray needs Ray ({error}): install inferscope with its extra [ray]") from error
