@@ -295,6 +295,7 @@ def test_interrupted_anywhere_and_resumed_it_says_what_an_uninterrupted_sweep_sa
         swept(tmp_path / "parts.jsonl", Replay(options, left=after))
     assert len(read_records(tmp_path / "parts.jsonl")) == after
     assert swept(tmp_path / "parts.jsonl", Replay(options)) == whole
+    assert sorted(map(str, jobs_in(tmp_path / "parts.jsonl"))) == sorted(map(str, jobs_in(tmp_path / "whole.jsonl")))
     assert whole.series[0].goodput[0].batch_size is not None
 
 

@@ -16,6 +16,7 @@ __all__ = ["OUTCOME", "OUT_OF_MEMORY", "Job", "Point", "Setting", "labels_of", "
 OUTCOME = "sweep.outcome"
 """Label of a record whose request did not come to its end: why."""
 OUT_OF_MEMORY = "out of memory"
+_TOO_MANY = 1 << 31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -101,15 +102,15 @@ def point_of(record: GenerationRecord) -> Job | None:
                 batch_size=_whole(said["batch_size"]),
                 output_tokens=_whole(said["output_tokens"]),
             ),
-            round_number=int(said["round"]),
+            round_number=_whole(said["round"], least=0),
         )
     except (KeyError, ValueError):
         return None
 
 
-def _whole(text: str) -> int:
+def _whole(text: str, *, least: int = 1) -> int:
     value = int(text)
-    if value < 1:
+    if not least <= value < _TOO_MANY:
         raise ValueError(text)
     return value
 

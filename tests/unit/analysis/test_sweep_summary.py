@@ -49,6 +49,9 @@ def test_a_record_says_which_job_it_was_made_for_and_others_are_left_out():
     assert point_of(measured(job.point, number=3)) == job
     assert point_of(make_record()) is None
     assert point_of(make_record(labels=(("sweep.dtype", "float32"), ("sweep.round", "x")))) is None
+    for wrong in ("-1", "0", "1e3", str(10**40), "9" * 5_000):
+        labels = dict(labels_of(job)) | {"sweep.batch_size": wrong}
+        assert point_of(make_record(labels=tuple(labels.items()))) is None
     assert summarise([make_record()], [at(1)], specs={}).requests == 0
 
 
