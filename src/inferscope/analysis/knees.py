@@ -272,7 +272,7 @@ def _knee(
 
 def _reason(low: float | None, high: float | None, smallest: float, largest: float) -> str:
     if low is None and high is None:
-        return f"the points from {_number(smallest)} to {_number(largest)} show no bend"
+        return f"the points from {_number(smallest)} to {_number(largest)} show no bend beyond their noise"
     if low is None:
         return f"at or below {_number(smallest)}, the least measured; at most {_number(high or smallest)}"
     if low >= largest:

@@ -81,7 +81,7 @@ def test_without_noise_everything_comes_back_whatever_the_unit(knee, per_token_n
 def test_where_the_points_do_not_reach_a_knee_it_cannot_be_told():
     never = curve(1e6, per_token_ns=500, noise=0.01)
     assert never.weight_knee.value is None
-    assert never.weight_knee.reason == "the points from 1 to 16 show no bend"
+    assert never.weight_knee.reason == "the points from 1 to 16 show no bend beyond their noise"
     assert (never.start_ns, never.per_x_ns) == (None, None)
     assert never.cache_knee.value is None
     assert "above" in never.cache_knee.reason
