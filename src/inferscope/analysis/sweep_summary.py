@@ -19,7 +19,7 @@ from inferscope.errors import CostUnavailableError
 from inferscope.specs import DeviceSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from inferscope.analysis.knees import Curve
     from inferscope.analysis.objective import Objective
@@ -39,6 +39,7 @@ __all__ = [
     "summarise",
 ]
 
+_Records = dict[Point, dict[int, "GenerationRecord"]]
 Status = Literal["measured", "out of memory", "failed", "not measured"]
 
 
@@ -209,10 +210,19 @@ def summarise(
         memory_limit_bytes=memory_limit_bytes,
         objective=None if objective is None else objective.text,
         series=series,
+        notes=tuple(_notes(by_point, known, memory_limit_bytes)),
     )
 
 
-_Records = dict[Point, dict[int, "GenerationRecord"]]
+def _notes(by_point: _Records, specs: Mapping[Setting, ModelSpec], limit: int | None) -> Iterator[str]:
+    devices = {one.device_key for several in by_point.values() for one in several.values()} - {None}
+    if len(devices) > 1:
+        yield f"measured on {len(devices)} devices: where they differ, so do times that stand in one curve"
+    if limit is not None:
+        for setting, spec in specs.items():
+            if spec.cost is None:
+                reason = spec.cost_note or "operators are not counted"
+                yield f"memory cannot be counted, every point is tried: {setting}: {reason}"
 
 
 def _by_point(records: Iterable[GenerationRecord], settings: set[Setting]) -> _Records:

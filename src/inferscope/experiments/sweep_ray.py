@@ -7,7 +7,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from inferscope.errors import MissingExtraError, SettingError
+from inferscope.errors import InferscopeError, MissingExtraError, SettingError
 from inferscope.experiments.sweep_bench import Bench, load_model
 
 if TYPE_CHECKING:
@@ -103,6 +103,9 @@ class RayExecutor:
         except self._ray.exceptions.RayTaskError as error:
             # The bench's own error without Ray's traceback in its text, so that a mistake stays one line.
             raise error.cause from None
+        except self._ray.exceptions.RayError as error:
+            kind = type(error).__name__
+            raise InferscopeError(f"a bench of the Ray cluster was lost ({kind}): go on with --resume") from error
 
     def _places(self, device: str) -> tuple[dict[str, Any], int]:
         """What each bench asks for, and how many there are."""

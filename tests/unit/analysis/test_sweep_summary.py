@@ -172,3 +172,11 @@ def test_a_sweep_is_shown_at_any_width_without_steering_the_terminal(width):
     assert "batch 4 is best" in text
     assert max(map(len, out.getvalue().splitlines())) <= width
     assert json.loads(sweep_to_json(sweep))["series"][0]["points"][3]["status"] == "out of memory"
+
+
+def test_what_the_numbers_do_not_rest_on_is_said():
+    records = [replace(one, device_key=f"gpu {number % 2}") for number, one in enumerate(several([at(1), at(2)]))]
+    sweep = summarise(records, [at(1)], specs={}, memory_limit_bytes=10**9)
+    assert sweep.notes[0].startswith("measured on 2 devices")
+    assert sweep.notes[1].startswith("memory cannot be counted, every point is tried: float32, sdpa attention")
+    assert summarise(records[::2], [at(1)], specs={}).notes == ()
