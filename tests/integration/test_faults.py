@@ -146,7 +146,7 @@ def test_no_fault_of_ours_reaches_the_user(llama, use, monkeypatch, notices_rese
         functions = ours(use)
         session.wait()
     inside = [entry for entry in functions if (found := places(*entry)) and not is_guard(found[0][2])]
-    assert {"frames", "intercept", "calls", "requests", "loops", "session"} <= {
+    assert {"frames", "borders", "registry", "receivers", "calls", "requests", "loops", "session"} <= {
         module.rpartition(".")[2] for module, _ in inside
     }
     assert len(inside) > 25, functions
@@ -202,7 +202,7 @@ def test_a_clock_that_fails_at_any_reading(llama, prompt, monkeypatch, notices_r
     monkeypatch.setenv("INFERSCOPE_RAISE", "0")
     for nth in range(1, 40):
         forget(capfd)
-        monkeypatch.setattr("inferscope.capture.intercept._CLOCK", FailingClock(nth, STRIKES[kind]))
+        monkeypatch.setattr("inferscope.capture.borders._CLOCK", FailingClock(nth, STRIKES[kind]))
         with inferscope.trace(llama, sinks=()) as session:
             assert run() == expected, nth
             assert session.wait(30), nth
