@@ -146,7 +146,7 @@ def test_no_fault_of_ours_reaches_the_user(llama, use, monkeypatch, notices_rese
         functions = ours(use)
         session.wait()
     inside = [entry for entry in functions if (found := places(*entry)) and not is_guard(found[0][2])]
-    assert {"frames", "borders", "registry", "receivers", "calls", "requests", "loops", "session"} <= {
+    assert {"frames", "borders", "registry", "receivers", "calls", "requests", "loops", "inbox", "sessions"} <= {
         module.rpartition(".")[2] for module, _ in inside
     }
     assert len(inside) > 25, functions
