@@ -118,18 +118,21 @@ def _open(
     kwargs: dict[str, Any],
 ) -> tuple[_Opened | None, dict[str, Any]]:
     """The frame of this call and the arguments to go on with; (None, kwargs) where the call is not ours."""
-    parent = _current()
-    inside = _inside()
-    if observed is None and not (inside and parent is not None and instance in parent.request.companions):
-        return None, kwargs
     try:
+        parent = _current()
+        inside = _inside()
+        if observed is None and not (inside and parent is not None and instance in parent.request.companions):
+            return None, kwargs
         if inside and parent is not None:
-            opened = _open_inner(parent.request, instance, args, kwargs)
-            return (opened if isinstance(opened.frame, Frame) else None), kwargs
-        return (None, kwargs) if observed is None else _open_outer(observed, drawn, instance, args, kwargs)
+            inner = _open_inner(parent.request, instance, args, kwargs)
+            return (inner if isinstance(inner.frame, Frame) else None), kwargs
+        if observed is None:
+            return None, kwargs
+        opened, given = _open_outer(observed, drawn, instance, args, kwargs)  # unpacked within the guard
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         notices.fault("capture-failed", error)
         return None, kwargs
+    return opened, given
 
 
 def _open_outer(
