@@ -54,10 +54,10 @@ def _host_state() -> dict[str, object]:
         "gc.callbacks": [call for call in gc.callbacks if "inferscope" in type(call).__module__ + str(call)]
     }
     if "inferscope.capture.intercept" in sys.modules:
-        from inferscope.capture import frames, intercept, seams  # noqa: PLC0415
+        from inferscope.capture import frames, intercept, registry, seams  # noqa: PLC0415
 
         state["wraps"] = list(seams._wraps)
-        state["traced"] = len(intercept._registry)
+        state["traced"] = len(registry.REGISTRY)
         state["running"] = intercept.active_requests()
         state["frame"] = frames.CURRENT.get()
     if "transformers.generation.utils" in sys.modules:

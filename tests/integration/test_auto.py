@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 import inferscope
 from conftest import build_llama
-from inferscope.capture import intercept, seams
+from inferscope.capture import registry, seams
 from inferscope.session import observe_every
 from inferscope.sinks.spans import SpanSink
 
@@ -83,7 +83,7 @@ def test_uninstrumenting_restores_and_can_be_done_again(llama, transformers, pro
             assert len(watched.roots()) == 1
         assert dict(vars(owner)) == before
         assert not seams._wraps
-        assert not len(intercept._registry)
+        assert not len(registry.REGISTRY)
     llama.generate(prompt, max_new_tokens=2)
     assert len(watched.exporter.get_finished_spans()) == 3
 
@@ -273,7 +273,7 @@ def test_switched_off_or_wrongly_set_nothing_is_touched_and_nothing_raised(
     try:
         assert not seams._wraps
         llama.generate(prompt, max_new_tokens=1)
-        assert not len(intercept._registry)
+        assert not len(registry.REGISTRY)
     finally:
         instrumentor.uninstrument()
     assert vars(type(llama).__mro__[-1]).get("generate") is original

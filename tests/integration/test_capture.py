@@ -315,7 +315,7 @@ def broken(*_args, **_kwargs):
     [
         ("frames.Frame.look", broken),
         ("frames._chunk", lambda: array("q")),  # no room for a row
-        ("intercept._open_request", broken),
+        ("borders._open_request", broken),
     ],
 )
 def test_a_fault_of_ours_is_said_once_and_changes_nothing(llama, prompt, seam, strike, monkeypatch, capfd):

@@ -10,7 +10,7 @@ import torch
 from mode_truth import prompt
 
 import inferscope
-from inferscope.capture import intercept
+from inferscope.capture import metering
 from inferscope.capture.device import PassMeter
 
 
@@ -61,7 +61,7 @@ def source(monkeypatch):
     def meter_of(_module, request, *, plug_every=0):
         return PassMeter(request, [source], plug_every=plug_every)
 
-    monkeypatch.setattr(intercept, "meter_of", meter_of)
+    monkeypatch.setattr(metering, "meter_of", meter_of)
     return source
 
 

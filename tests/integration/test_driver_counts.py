@@ -14,7 +14,7 @@ import torch
 
 import inferscope
 from conftest import build_llama
-from inferscope.capture import intercept
+from inferscope.capture import metering
 from inferscope.capture.driver_counts import PASSES_COUNTED
 from inferscope.meters import budget, deep
 from inferscope.meters.budget import BUDGET
@@ -69,7 +69,7 @@ def driver(library, model, monkeypatch, notices_reset):
     from inferscope import _cupti  # noqa: PLC0415 - the fixture before has found it
 
     counter = NativeCounter(_cupti, [str(library)])
-    monkeypatch.setattr(intercept, "driver_counter", lambda _module: counter)
+    monkeypatch.setattr(metering, "driver_counter", lambda _module: counter)
     monkeypatch.setattr(BUDGET, "allows", lambda: True)
     driver = Driver(library, model)
     yield driver

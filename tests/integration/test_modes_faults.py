@@ -8,11 +8,9 @@ import mode_models
 import pytest
 import torch
 from mode_truth import prompt
-from test_faults import KNOWN_SLUGS, STRIKES, is_guard, ours, places, striking
+from strikes import failures, ours, unguarded
 
 import inferscope
-from inferscope import notices
-from inferscope.capture import intercept
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="code objects tell their qualified name from 3.11 on")
@@ -32,30 +30,9 @@ def test_no_fault_around_companions_reaches_the_user(monkeypatch, notices_reset,
         known = set(ours(lambda: decoder.generate(prompt(), max_new_tokens=2)))
     with inferscope.trace(text, sinks=()), inferscope.trace(sound, sinks=()):
         functions = set(ours(use)) - known
-    inside = [entry for entry in sorted(functions) if (found := places(*entry)) and not is_guard(found[0][2])]
+    inside = unguarded(sorted(functions))
     assert {"note_encoded", "_open_inner", "_close_inner"} <= {name for _, name in inside}
-    monkeypatch.setenv("INFERSCOPE_RAISE", "0")
-    failures = []
-    for module, qualified in inside:
-        for kind, strike in STRIKES.items():
-            notices.reset()
-            one, other = inferscope.trace(text, sinks=()), inferscope.trace(sound, sinks=())
-            with one, other, monkeypatch.context() as patch:
-                for owner, name, original in places(module, qualified):
-                    patch.setattr(owner, name, striking(strike, original))
-                try:
-                    same = use() == expected
-                except Exception as error:  # noqa: BLE001 - all of them are to be seen at once
-                    same = f"{type(error).__name__}: {error}"
-                patch.undo()
-                one.wait(5)
-                other.wait(5)
-            said = [line for line in capfd.readouterr().err.splitlines() if "slug=" in line]
-            slugs = [line.rpartition("slug='")[2].partition("'")[0] for line in said]
-            if same is not True or len(slugs) != len(set(slugs)) or not set(slugs) <= KNOWN_SLUGS:
-                failures.append((module, qualified, kind, same, said))
-            intercept.TRAFFIC.reset()
-    assert not failures
+    assert not failures(inside, use, expected, [text, sound], monkeypatch, capfd, wait_s=5)
     with inferscope.trace(text, sinks=()) as session:
         assert use() == expected
     assert len(session.results) == 2

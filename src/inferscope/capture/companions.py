@@ -27,7 +27,6 @@ PART = "part"
 ASSISTANT = "assistant"
 """Drafts tokens for the model."""
 
-Companions = weakref.WeakKeyDictionary[Any, str]
 
 _TOWERS = (
     "vision_tower",
@@ -45,9 +44,29 @@ _FEATURES = ("input_features", "pixel_values", "pixel_values_videos", "input_val
 _WHOLE_FEATURES = 3
 
 
-def companions_of(module: Any) -> Companions:  # noqa: ANN401 - any model
-    """The encoders and inner generators of a model, each with its role."""
-    found: Companions = weakref.WeakKeyDictionary()
+class Companions(weakref.WeakKeyDictionary[Any, str]):
+    """The other modules whose forwards belong to a model's requests, each with its role."""
+
+    def __init__(self, take_in: Callable[[Companions, Any, object], None]) -> None:
+        """Begin with none.
+
+        Args:
+            take_in: Has the assistant that a call of a model brings along observed, too, and notes it here.
+        """
+        super().__init__()
+        self._take_in = take_in
+
+    def bring(self, module: Any, assistant: object) -> None:  # noqa: ANN401 - any model
+        """A call of a model brings its assistant along."""
+        self._take_in(self, module, assistant)
+
+
+def companions_of(
+    module: Any,  # noqa: ANN401 - any model
+    take_in: Callable[[Companions, Any, object], None],
+) -> Companions:
+    """The encoders and inner generators of a model, each with its role; `take_in` is theirs."""
+    found = Companions(take_in)
     try:
         for part in (module, *_parts(module)):
             if part is not module:

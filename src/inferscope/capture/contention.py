@@ -1,4 +1,4 @@
-"""Which requests ran beside each other: who was at work while another one was waiting.
+"""Which requests ran beside each other: who was at work while another one was waiting, and for how long.
 
 Looked at after a request has ended, from the rows that every request writes anyway; nothing here runs inside a
 forward. What a long request has folded away is no longer known: overlaps are lower bounds.
@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inferscope.capture.frames import Row
+from inferscope.records import Contender
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from inferscope.capture.requests import RawRequest
 
-__all__ = ["TRAFFIC", "Interval", "Traffic", "overlap_ns", "union"]
+__all__ = ["TRAFFIC", "Interval", "Traffic", "overlap_ns", "taken_by_others", "union"]
 
 Interval = tuple[int, int]
+CONTENDERS = 8
+"""Other requests that a record names."""
 RECENT_KEPT = 64
 """Finished requests whose rows are kept while an older one still runs."""
 
@@ -146,3 +149,65 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
         else:
             joined.append((begin, end))
     return joined
+
+
+def taken_by_others(
+    raw: RawRequest, spans: Mapping[str, list[Interval]], away_ns: Mapping[str, int]
+) -> tuple[dict[str, int], tuple[Contender, ...]]:
+    """Time per phase that other requests took from a finished one, and who they were, largest overlap first.
+
+    That is the time in which they were in a forward on the same device; or, where it is more, the time in which its
+    thread did not run while others were at work on the host, and so had the interpreter. When within a pass the thread
+    did not run is not known: of the two times at least so much must fall together as does not fit beside each other
+    into the phase.
+
+    Args:
+        raw: The request.
+        spans: Where each of its phases lay in time, ascending.
+        away_ns: For how long in each of them its thread did not run, and did not wait for its device.
+    """
+    others = TRAFFIC.beside(raw)
+    device = _device_of(raw.module()) if others else None
+    overlaps = []
+    on_device: list[Interval] = []
+    anywhere: list[Interval] = []
+    for other in others:
+        same = device is not None and _device_of(other.raw.module()) == device
+        at_work = union([*other.passes, *other.host])
+        taken = _taken_by_phase(other.passes if same else [], at_work, spans, away_ns)
+        overlaps.append(_contender(other.raw, sum(taken.values())))
+        on_device += other.passes if same else []
+        anywhere += at_work
+    found = sorted((each for each in overlaps if each.overlap_ns), key=lambda each: -each.overlap_ns)
+    taken = _taken_by_phase(union(on_device), union(anywhere), spans, away_ns)
+    return taken, tuple(found[:CONTENDERS])
+
+
+def _taken_by_phase(
+    on_device: list[Interval],
+    at_work: list[Interval],
+    spans: Mapping[str, list[Interval]],
+    away_ns: Mapping[str, int],
+) -> dict[str, int]:
+    taken = {}
+    for name, own in spans.items():
+        passes_ns = overlap_ns(own, on_device)
+        whole_ns = sum(ended_ns - began_ns for began_ns, ended_ns in own)
+        taken[name] = max(passes_ns, away_ns.get(name, 0) + overlap_ns(own, at_work) - whole_ns)
+    return taken
+
+
+def _contender(other: RawRequest, shared_ns: int) -> Contender:
+    trace_id, span_id = other.span_ids or (None, None)
+    return Contender(
+        request_id=other.request_id,
+        trace_id=None if trace_id is None else f"{trace_id:032x}",
+        span_id=None if span_id is None else f"{span_id:016x}",
+        overlap_ns=shared_ns,
+    )
+
+
+def _device_of(module: Any) -> str | None:  # noqa: ANN401 - any module
+    """Where a model's first parameter lies; None where there is no model any more, or no parameter."""
+    first = next(module.parameters(), None) if module is not None else None
+    return None if first is None else str(first.device)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -19,10 +16,12 @@ from inferscope import notices
 from inferscope.capture.counting import count
 from inferscope.capture.mirror import gather_tensors
 from inferscope.capture.operators import parts_of, storage_key
+from inferscope.drafts import draft
 from inferscope.specs import BASIS, EXPERT_LETTERS, CostTerms, ModelSpec, OperatorTerms, PeakTerms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
 __all__ = ["context_tokens", "count", "describe", "digest_of", "fingerprint", "load_cost", "name_of", "store_cost"]
 
@@ -148,14 +147,8 @@ def store_cost(digest: str, cost: CostTerms, folder: Path) -> bool:
     content = msgspec.json.encode(_Stored(schema=_SCHEMA, digest=digest, basis=BASIS, cost=cost))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.stem[:16], suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(part).replace(path)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+        with draft(path) as unfinished:
+            unfinished.write_bytes(content)
     except OSError as error:
         notices.warn(
             "cache-unwritable",

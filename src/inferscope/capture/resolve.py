@@ -6,20 +6,18 @@ passes is given to exactly one place, so the ledger closes by construction.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from inferscope.capture.busy import BusyTable, Kind, on_device
+from inferscope.capture.busy import BusyTable
 from inferscope.capture.census import Census
-from inferscope.capture.contention import TRAFFIC, overlap_ns, union
+from inferscope.capture.contention import taken_by_others
 from inferscope.capture.frames import UNREADABLE, Flag, Mark, Row
-from inferscope.capture.passes import ENCODE, PHASE_NAMES, PREFILL, PassFacts, PassName, name_pass
+from inferscope.capture.passes import ENCODE, PREFILL, PassName
 from inferscope.capture.phases import Cycle, PhaseSums, Tally
+from inferscope.capture.rows import PASS, device_side, in_time, name_of, readable
 from inferscope.capture.sampled import Sampled
 from inferscope.capture.speculation import Speculation
 from inferscope.records import (
-    Contender,
     GenerationRecord,
     Ledger,
     PassSample,
@@ -28,7 +26,6 @@ from inferscope.records import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from inferscope.capture.busy import OnDevice
     from inferscope.capture.calls import Call, Outcome
     from inferscope.capture.contention import Interval
     from inferscope.capture.frames import Request
@@ -41,11 +38,8 @@ __all__ = ["SAMPLES_KEPT", "Resolver"]
 SAMPLES_KEPT = 4096
 SPANS_KEPT = 1024
 """Separate stretches of one phase that are told apart; where there are more, the last ones are taken as one."""
-CONTENDERS = 8
 EVENTS_PER_BREATH = 64
 """Events placed in one stretch, about 0.3 ms."""
-_PASS = 0
-_ENDED = itemgetter(0)
 _NOT_OWN = Flag.ENCODE | Flag.ASSISTANT | Flag.FOREIGN
 
 
@@ -113,12 +107,12 @@ class Resolver:
 
     def feed(self, chunks: Iterable[Sequence[int]], marks: Iterable[tuple[int, int, int]]) -> None:
         """Take rows and marks; whatever ended first is placed first."""
-        for event in _in_time(chunks, marks):
+        for event in in_time(chunks, marks):
             self._place_event(event)
 
     def _place_event(self, event: tuple[Any, ...]) -> None:
         kind = event[1]
-        if kind == _PASS:
+        if kind == PASS:
             self._pass(event[2])
         elif kind == Mark.STOP:
             self._stop(event[2], event[0])
@@ -185,7 +179,7 @@ class Resolver:
         if flags & Flag.NESTED:
             self._nested.append(row)  # it is placed with the pass that it ran in
             return
-        name = _name(q if q in _TELLING else _MANY, past if past in _TELLING else _MANY, flags)
+        name = name_of(q, past, flags)
         phase_name = name.phase or (self._phase.name if self._phase is not None else "unknown")
         stopped = self._cycle is None and self._stops > 0  # time since the last token is this pass's selection
         began_ns = self._cursor_ns if stopped else entered
@@ -204,7 +198,7 @@ class Resolver:
             phase_name, PhaseSums(phase_name, began_ns)
         )
         cycle = self._cycle = Cycle(began_ns)
-        cycle.device = _on_device(phase_name, row, self._known)
+        cycle.device = device_side(phase_name, row, self._known)
         cycle.parts["select"] += spent_before
         self._self_ns += self._advance(started)
         inside_ns = self._advance(ended)
@@ -226,14 +220,14 @@ class Resolver:
         q, past, batch, flags = row[Row.Q], row[Row.PAST], row[Row.BATCH], row[Row.FLAGS]
         self._speculation.add(name, q, past, flags)
         if name is ENCODE:
-            self._encoder_len = _known(q)
+            self._encoder_len = readable(q)
         if flags & _NOT_OWN:
             if self._own_passes and self._after_first_ns is None and name is not ENCODE:
                 self._after_first_ns = entered
             return
         self._prompts += past == 0 and name.phase == PREFILL.phase
         if self._own_passes == 0:
-            self._batch_size = _known(batch)
+            self._batch_size = readable(batch)
         elif self._after_first_ns is None and name.phase not in {None, PREFILL.phase}:
             self._after_first_ns = entered
         self._own_passes += 1
@@ -252,7 +246,7 @@ class Resolver:
             phase.pass_ns.add(ended - started)
             phase.add_work(q, past, batch, logits)
             self._self_ns += left - entered - (ended - started)
-            self._encoder_len = _known(q)
+            self._encoder_len = readable(q)
             if self._keep_samples:
                 self._sample(ENCODE.name, row)
         self._nested.clear()
@@ -294,15 +288,15 @@ class Resolver:
             self._samples_dropped += 1
             return
         _, started, ended, _, q, past, batch, *_ = row
-        device = _on_device(name, row, None)
+        device = device_side(name, row, None)
         self._samples.append(
             PassSample(
                 name=name,
                 start_ns=started - self._origin_ns,
                 host_ns=ended - started,
-                q_len=_known(q),
-                past_len=_known(past),
-                batch_size=_known(batch),
+                q_len=readable(q),
+                past_len=readable(past),
+                batch_size=readable(batch),
                 device=None if device is None else device.time(self._origin_ns),
             )
         )
@@ -337,7 +331,8 @@ class Resolver:
         for window in request.windows:  # of passes that were never written down
             window.discard()
         signed = self._sampled.settle(self._census, self._phases.values(), request, model)
-        contended_ns, contended_with = self._beside(raw)
+        away_ns = {name: max(0, phase.parts["offcpu"] - phase.parts["wait"]) for name, phase in self._phases.items()}
+        contended_ns, contended_with = taken_by_others(raw, self._spans, away_ns)
         phases = tuple(
             phase.record(
                 self._origin_ns,
@@ -396,46 +391,9 @@ class Resolver:
             "output_digest": outcome.digest() if raw.keep_digest else None,
         }
 
-    def _beside(self, raw: RawRequest) -> tuple[dict[str, int], tuple[Contender, ...]]:
-        """Time per phase that other requests took from this one, and who they were.
-
-        That is the time in which they were in a forward on the same device; or, where it is more, the time in which
-        this thread did not run while others were at work on the host, and so had the interpreter. When within a pass
-        the thread did not run is not known: of the two times at least so much must fall together as does not fit
-        beside each other into the phase.
-        """
-        others = TRAFFIC.beside(raw)
-        device = device_of(raw.module()) if others else None
-        away_ns = {name: max(0, phase.parts["offcpu"] - phase.parts["wait"]) for name, phase in self._phases.items()}
-        overlaps = []
-        on_device: list[Interval] = []
-        anywhere: list[Interval] = []
-        for other in others:
-            same = device is not None and device_of(other.raw.module()) == device
-            at_work = union([*other.passes, *other.host])
-            overlaps.append(_contender(other.raw, self._taken_ns(other.passes if same else [], at_work, away_ns)))
-            on_device += other.passes if same else []
-            anywhere += at_work
-        found = sorted((each for each in overlaps if each.overlap_ns), key=lambda each: -each.overlap_ns)
-        taken = self._taken_by_phase(union(on_device), union(anywhere), away_ns)
-        return taken, tuple(found[:CONTENDERS])
-
-    def _taken_ns(self, on_device: list[Interval], at_work: list[Interval], away_ns: dict[str, int]) -> int:
-        return sum(self._taken_by_phase(on_device, at_work, away_ns).values())
-
-    def _taken_by_phase(
-        self, on_device: list[Interval], at_work: list[Interval], away_ns: dict[str, int]
-    ) -> dict[str, int]:
-        taken = {}
-        for name, spans in self._spans.items():
-            passes_ns = overlap_ns(spans, on_device)
-            whole_ns = sum(ended_ns - began_ns for began_ns, ended_ns in spans)
-            taken[name] = max(passes_ns, away_ns.get(name, 0) + overlap_ns(spans, at_work) - whole_ns)
-        return taken
-
     def _walk_to_the_end(self, request: Request, breathe: Callable[[], None]) -> int:
         """Place what was not folded, then the rest of the request; the tail."""
-        for index, event in enumerate(_in_time(*request.gathered())):
+        for index, event in enumerate(in_time(*request.gathered())):
             self._place_event(event)
             if index % EVENTS_PER_BREATH == 0:
                 breathe()
@@ -498,92 +456,6 @@ class Resolver:
         if "unknown" in self._phases:
             notes.append("some passes fit no naming rule and stand under the phase unknown")
         return tuple(notes)
-
-
-def _in_time(chunks: Iterable[Sequence[int]], marks: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, Any]]:
-    """All events as (ended, kind, row or start), in the order in which they ended."""
-    events: list[tuple[int, int, Any]] = [(ended, kind, started) for kind, started, ended in marks]
-    for rows in chunks:
-        for start in range(0, len(rows), Row.WIDTH):
-            row = rows[start : start + Row.WIDTH]
-            events.append((row[Row.LEFT], _PASS, row))
-            if row[Row.STOP_ENDED]:
-                events.append((row[Row.STOP_ENDED], Mark.STOP, row[Row.STOP_STARTED]))
-    events.sort(key=_ENDED)
-    return events
-
-
-# The rule asks whether q is one and past is none; beyond that it does not look at their size. Passes are many and
-# their facts few, so each combination is named once.
-_TELLING = (UNREADABLE, 0, 1)
-_MANY = 2
-
-
-def _on_device(phase: str, row: Sequence[int], known: BusyTable | None) -> OnDevice | None:
-    """A forward on the device; None where its events are not known. What was measured alone is added to `known`."""
-    events_ns = row[Row.DEVICE_NS]
-    if not events_ns:
-        return None
-    q, past, batch = row[Row.Q], row[Row.PAST], row[Row.BATCH]
-    told = UNREADABLE not in (q, past, batch)
-    one = on_device(
-        started_ns=row[Row.DEVICE_STARTED],
-        events_ns=events_ns,
-        ended_ns=row[Row.ENDED],
-        left_ns=row[Row.LEFT],
-        kind=Kind(phase, batch, q) if told else None,
-        context=past + q if told else 0,
-        plugged=bool(row[Row.FLAGS] & Flag.PLUGGED),
-    )
-    if one.plugged and one.kind is not None and known is not None:
-        known.add(one.kind, one.context, events_ns, "plug")
-    return one
-
-
-@lru_cache(maxsize=1024)
-def _name(q: int, past: int, flags: int) -> PassName:
-    facts = PassFacts(
-        q=_known(q),
-        past=_known(past),
-        assistant=bool(flags & Flag.ASSISTANT),
-        foreign=bool(flags & Flag.FOREIGN),
-        first=bool(flags & Flag.FIRST),
-        in_frame=not flags & Flag.BARE,
-        named=PHASE_NAMES[(flags >> Flag.NAMED_SHIFT) - 1] if flags >> Flag.NAMED_SHIFT else None,
-        in_prefill=bool(flags & Flag.IN_PREFILL),
-        cache=_cache_identity(flags),
-        frame_cache=1 if flags & Flag.FRAME_CACHE else None,
-        assisted=bool(flags & Flag.ASSISTED),
-        side=bool(flags & Flag.SIDE),
-        submodule=bool(flags & Flag.ENCODE),
-    )
-    return name_pass(facts)
-
-
-def _cache_identity(flags: int) -> int | None:
-    if not flags & Flag.HAS_CACHE:
-        return None
-    return 1 if flags & Flag.SAME_CACHE else 2
-
-
-def _known(value: int) -> int | None:
-    return None if value == UNREADABLE else value
-
-
-def _contender(other: RawRequest, shared_ns: int) -> Contender:
-    trace_id, span_id = other.span_ids or (None, None)
-    return Contender(
-        request_id=other.request_id,
-        trace_id=None if trace_id is None else f"{trace_id:032x}",
-        span_id=None if span_id is None else f"{span_id:016x}",
-        overlap_ns=shared_ns,
-    )
-
-
-def device_of(module: Any) -> str | None:  # noqa: ANN401 - any module
-    """Where a model's first parameter lies; None where there is no model any more, or no parameter."""
-    first = next(module.parameters(), None) if module is not None else None
-    return None if first is None else str(first.device)
 
 
 def _tpot(wall_ns: int, ttft_ns: int | None, output_len: int | None) -> float | None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from inferscope.drafts import draft
 from inferscope.errors import CalibrationError
 from inferscope.hardware.stability import MAX_SPREAD
 from inferscope.specs import DeviceSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from inferscope.specs import Ceiling
 
@@ -119,15 +117,8 @@ def write(path: Path, content: CalibrationFile) -> None:
     """
     data = msgspec.json.format(msgspec.json.encode(content), indent=2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data + b"\n")
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
+    with draft(path) as unfinished:
+        unfinished.write_bytes(data + b"\n")
 
 
 def _decode(data: bytes, expect_key: str) -> CalibrationFile:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inferscope.drafts import draft
 from inferscope.errors import CacheUnwritableError
 
 if TYPE_CHECKING:
@@ -36,20 +37,15 @@ def write(path: Path | None, chunks: Iterable[str]) -> int:
     where = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
     if where.is_dir():
         raise CacheUnwritableError(f"{path}: a folder; name a file")
-    aside = where.exists() and not where.is_file()
-    unfinished = where if aside else where.with_name(f".{where.name}.{os.getpid()}.tmp")
+    direct = where.exists() and not where.is_file()
     try:
-        with unfinished.open("w" if aside else "x", encoding="utf-8", errors="replace", newline="\n") as file:
-            written = _write(file, chunks)
-        if not aside:
-            unfinished.replace(where)
+        with (
+            contextlib.nullcontext(where) if direct else draft(where) as target,
+            target.open("w", encoding="utf-8", errors="replace", newline="\n") as file,
+        ):
+            return _write(file, chunks)
     except OSError as error:
         raise CacheUnwritableError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if not aside:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
-    return written
 
 
 def _write(file: TextIO, chunks: Iterable[str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import threading
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from inferscope.drafts import draft
 from inferscope.errors import CacheUnwritableError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -86,14 +86,8 @@ class OtlpFileExporter(SpanExporter):
 
     def _write(self) -> None:
         document = json.dumps(_document(list(self._spans)), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        try:
-            draft.write_text(document + "\n", encoding="utf-8")
-            draft.replace(self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                draft.unlink()
-            raise
+        with draft(self._path) as unfinished:
+            unfinished.write_text(document + "\n", encoding="utf-8")
 
 
 def _check_encoder() -> None:

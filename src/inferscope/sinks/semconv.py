@@ -6,18 +6,33 @@ and `error` namespaces are written out: their constants in the conventions packa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from inferscope.analysis.verdict import BOUNDS
 from inferscope.sinks.attributes import Attribute
+from inferscope.sinks.readers import (
+    TOP_FINDINGS,
+    PhaseSubject,
+    RequestSubject,
+    codes,
+    cut_passes,
+    error,
+    first_chunk_s,
+    get,
+    method,
+    own_s,
+    phase_seconds,
+    seconds,
+    top_group,
+    usage,
+    wall_s,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from inferscope.analysis.verdict import PhaseDiagnosis, Result
-    from inferscope.records import Contender, PassSample, PhaseRecord, QuantileSketch, RequestOptions, WorstPass
+    from inferscope.records import Contender, PassSample, QuantileSketch, WorstPass
+    from inferscope.sinks.readers import AskedSubject
 
 __all__ = [
     "CONTENDER",
@@ -30,143 +45,15 @@ __all__ = [
     "USAGE_ELSEWHERE",
     "WORST_PASS",
     "WORST_PASS_EVENT",
-    "AskedSubject",
-    "Operation",
-    "PhaseSubject",
-    "RequestSubject",
 ]
 
-Operation = Literal["text_completion", "chat"]
 _Subject = TypeVar("_Subject")
 
 WORST_PASS_EVENT = "inferscope.worst_pass"  # noqa: S105 - not a password
 PASS_SPAN = "pass"  # noqa: S105 - the same
 USAGE_ELSEWHERE = "inferscope.usage.elsewhere"
 _PHASE_NAMES = ("encode", "prefill", "decode", "verify", "draft", "mixed", "unknown")
-_TOP_FINDINGS = 5
 _TOP_NOTES = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestSubject:
-    """What the attributes of a request's span are read from.
-
-    Attributes:
-        result: The request.
-        operation: What the caller says it was.
-        usage_elsewhere: The instrumentation whose span reports the same call; None where there is none.
-    """
-
-    result: Result
-    operation: Operation
-    usage_elsewhere: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskedSubject:
-    """What is known of a request when it begins.
-
-    Attributes:
-        model_name: The model's name.
-        operation: What the caller says it is.
-        options: What the call asks for.
-    """
-
-    model_name: str
-    operation: Operation
-    options: RequestOptions
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseSubject:
-    """What the attributes of a phase's span are read from.
-
-    Attributes:
-        phase: What was measured.
-        verdict: The opinion on it; None where there is none.
-        shown: Its passes that have spans of their own; None where passes were not kept.
-    """
-
-    phase: PhaseRecord
-    verdict: PhaseDiagnosis | None
-    shown: int | None = None
-
-
-def _get(path: str) -> Callable[[Any], object]:
-    """Reader of a dotted path; None where something on the way is None."""
-    steps = tuple(attrgetter(name) for name in path.split("."))
-
-    def read(subject: object) -> object:
-        for step in steps:
-            if subject is None:
-                return None
-            subject = step(subject)
-        return subject
-
-    return read
-
-
-def _seconds(path: str) -> Callable[[Any], float | None]:
-    """Reader of a duration in nanoseconds, in seconds: the one place where units change."""
-    get: Callable[[Any], Any] = _get(path)
-
-    def read(subject: object) -> float | None:
-        value_ns = get(subject)
-        return None if value_ns is None else value_ns / 1e9
-
-    return read
-
-
-def _phase_seconds(name: str) -> Callable[[RequestSubject], float | None]:
-    return lambda subject: _wall_s(p for p in subject.result.record.phases if p.name == name)
-
-
-def _wall_s(phases: Iterable[PhaseRecord]) -> float | None:
-    walls_ns = [phase.wall_ns for phase in phases]
-    return sum(walls_ns) / 1e9 if walls_ns else None
-
-
-def _first_chunk_s(subject: RequestSubject) -> float | None:
-    record = subject.result.record
-    return None if record.ttft_ns is None or not record.options.streaming else record.ttft_ns / 1e9
-
-
-def _usage(name: str) -> Callable[[RequestSubject], int | None]:
-    """Reader of a token count, which whoever adds them up over a trace must find only once."""
-
-    def read(subject: RequestSubject) -> int | None:
-        tokens: int | None = getattr(subject.result.record, name)
-        return tokens if subject.usage_elsewhere is None else None
-
-    return read
-
-
-def _error(subject: RequestSubject) -> str | None:
-    record = subject.result.record
-    return (record.error_type or "_OTHER") if record.status == "aborted" else None
-
-
-def _codes(subject: RequestSubject) -> tuple[str, ...]:
-    return tuple(finding.code for finding in subject.result.findings[:_TOP_FINDINGS])
-
-
-def _method(subject: PhaseSubject) -> str:
-    return "host" if subject.phase.device is None else subject.phase.device.provenance
-
-
-def _own_s(subject: PhaseSubject) -> float | None:
-    phase = subject.phase
-    own_ns = phase.end_ns - phase.start_ns - phase.wall_ns
-    # A queued request whose cache was given up prefills again in the midst of its decode.
-    return own_ns / 1e9 if own_ns >= 0 and phase.ledger.shared_ns is None else None
-
-
-def _cut_passes(subject: PhaseSubject) -> int | None:
-    return None if subject.shown is None else subject.phase.passes - subject.shown
-
-
-def _top_group(subject: PhaseSubject) -> str | None:
-    return subject.phase.operators[0].group if subject.phase.operators else None
 
 
 def _share(bound: str) -> Attribute[PhaseSubject]:
@@ -179,14 +66,14 @@ def _share(bound: str) -> Attribute[PhaseSubject]:
 
 def _latency(name: str) -> Attribute[PhaseSubject]:
     def read(subject: PhaseSubject) -> float | None:
-        return _wall_s([subject.phase]) if subject.phase.name == name else None
+        return wall_s([subject.phase]) if subject.phase.name == name else None
 
     meaning = f"Time charged to the phase; only on spans named `{name}`."
     return Attribute(f"gen_ai.latency.time_in_model_{name}", "double", "s", meaning, read)
 
 
 def _quantiles(prefix: str, path: str, of: str) -> tuple[Attribute[_Subject], ...]:
-    sketch: Callable[[Any], Any] = _get(path)
+    sketch: Callable[[Any], Any] = get(path)
 
     def row(name: str, meaning: str) -> Attribute[_Subject]:
         def read(subject: _Subject) -> float | None:
@@ -209,284 +96,284 @@ _R = "result.record"
 # fmt: off
 # A table reads as rows.
 REQUEST_START: tuple[Attribute[AskedSubject], ...] = (
-    Attribute("gen_ai.operation.name", "string", "", "`text_completion`, or `chat`.", _get("operation")),
+    Attribute("gen_ai.operation.name", "string", "", "`text_completion`, or `chat`.", get("operation")),
     Attribute("gen_ai.provider.name", "string", "", "Always `huggingface`.", lambda _: "huggingface"),
-    Attribute("gen_ai.request.model", "string", "", "The model's name.", _get("model_name")),
+    Attribute("gen_ai.request.model", "string", "", "The model's name.", get("model_name")),
     Attribute(
         "gen_ai.request.max_tokens", "int", "{token}", "Limit on new tokens, where the call set one.",
-        _get("options.max_new_tokens"),
+        get("options.max_new_tokens"),
     ),
     Attribute(
         "gen_ai.request.temperature", "double", "1", "Sampling temperature, where the call set one.",
-        _get("options.temperature"),
+        get("options.temperature"),
     ),
-    Attribute("gen_ai.request.top_p", "double", "1", "Nucleus share, where set.", _get("options.top_p")),
-    Attribute("gen_ai.request.top_k", "int", "{token}", "Candidates, where set.", _get("options.top_k")),
-    Attribute("gen_ai.request.seed", "int", "", "Seed of sampling, where the call names one.", _get("options.seed")),
+    Attribute("gen_ai.request.top_p", "double", "1", "Nucleus share, where set.", get("options.top_p")),
+    Attribute("gen_ai.request.top_k", "int", "{token}", "Candidates, where set.", get("options.top_k")),
+    Attribute("gen_ai.request.seed", "int", "", "Seed of sampling, where the call names one.", get("options.seed")),
     Attribute(
-        "gen_ai.request.stream", "boolean", "", "Whether a streamer was given.", _get("options.streaming")
+        "gen_ai.request.stream", "boolean", "", "Whether a streamer was given.", get("options.streaming")
     ),
 )
 """Given to `start_span`, where samplers see them."""
 
 CONTENDER: tuple[Attribute[Contender], ...] = (
-    Attribute("inferscope.request_id", "string", "", "The other request.", _get("request_id")),
+    Attribute("inferscope.request_id", "string", "", "The other request.", get("request_id")),
     Attribute(
         "inferscope.contended", "double", "s", "Time that the other took from this request.",
-        _seconds("overlap_ns"),
+        seconds("overlap_ns"),
     ),
 )
 """On the links to the requests that held this one up."""
 
 REQUEST_END: tuple[Attribute[RequestSubject], ...] = (
     Attribute(
-        "inferscope.rank", "int", "1", "Of the process, where several run one model together.", _get(f"{_R}.rank")
+        "inferscope.rank", "int", "1", "Of the process, where several run one model together.", get(f"{_R}.rank")
     ),
-    Attribute("error.type", "string", "", "Class of the exception that left `generate`.", _error),
-    Attribute("gen_ai.response.model", "string", "", "The model's name.", _get(f"{_R}.model.name")),
+    Attribute("error.type", "string", "", "Class of the exception that left `generate`.", error),
+    Attribute("gen_ai.response.model", "string", "", "The model's name.", get(f"{_R}.model.name")),
     Attribute(
         "gen_ai.response.finish_reasons", "string[]", "", "`length` or `stop`, one per sequence.",
-        _get(f"{_R}.finish_reasons"),
+        get(f"{_R}.finish_reasons"),
     ),
     Attribute(
         "gen_ai.usage.input_tokens", "int", "{token}", "Prompt tokens over the batch, padding excluded.",
-        _usage("input_tokens"),
+        usage("input_tokens"),
     ),
     Attribute(
         "gen_ai.usage.output_tokens", "int", "{token}", "New tokens over the batch, padding excluded.",
-        _usage("output_tokens"),
+        usage("output_tokens"),
     ),
     Attribute(
         USAGE_ELSEWHERE, "string", "",
         "The instrumentation whose span, linked, reports this call too: `gen_ai.usage.*` is left to it.",
-        _get("usage_elsewhere"),
+        get("usage_elsewhere"),
     ),
     Attribute(
         "gen_ai.response.time_to_first_chunk", "double", "s", "`generate`'s entry to the first token streamed.",
-        _first_chunk_s,
+        first_chunk_s,
     ),
     Attribute(
         "gen_ai.server.time_to_first_token", "double", "s", "`generate`'s entry to the first token selected.",
-        _seconds(f"{_R}.ttft_ns"),
+        seconds(f"{_R}.ttft_ns"),
     ),
     Attribute(
         "gen_ai.latency.time_to_first_token", "double", "s", "The same, under the key serving engines use.",
-        _seconds(f"{_R}.ttft_ns"),
+        seconds(f"{_R}.ttft_ns"),
     ),
-    Attribute("gen_ai.latency.e2e", "double", "s", "Wall of `generate`.", _seconds(f"{_R}.wall_ns")),
+    Attribute("gen_ai.latency.e2e", "double", "s", "Wall of `generate`.", seconds(f"{_R}.wall_ns")),
     Attribute(
         "gen_ai.latency.time_in_queue", "double", "s",
         "From `add_request` to where the first pass is prepared; only under continuous batching.",
-        _seconds(f"{_R}.ledger.queue_ns"),
+        seconds(f"{_R}.ledger.queue_ns"),
     ),
     Attribute(
         "gen_ai.latency.time_in_model_prefill", "double", "s", "Time charged to prefill.",
-        _phase_seconds("prefill"),
+        phase_seconds("prefill"),
     ),
     Attribute(
         "gen_ai.latency.time_in_model_decode", "double", "s", "Time charged to decode.",
-        _phase_seconds("decode"),
+        phase_seconds("decode"),
     ),
     Attribute(
         "gen_ai.latency.time_in_model_inference", "double", "s", "Time charged to all phases.",
-        lambda subject: _wall_s(subject.result.record.phases),
+        lambda subject: wall_s(subject.result.record.phases),
     ),
     Attribute(
         "inferscope.finding.top", "string", "", "Code of the finding that would save most.",
-        lambda subject: next(iter(_codes(subject)), None),
+        lambda subject: next(iter(codes(subject)), None),
     ),
     Attribute(
-        "inferscope.finding.codes", "string[]", "", f"Codes of up to {_TOP_FINDINGS} findings, by what they save.",
-        _codes,
+        "inferscope.finding.codes", "string[]", "", f"Codes of up to {TOP_FINDINGS} findings, by what they save.",
+        codes,
     ),
-    Attribute("inferscope.status", "string", "", "`ok` or `aborted`.", _get(f"{_R}.status")),
+    Attribute("inferscope.status", "string", "", "`ok` or `aborted`.", get(f"{_R}.status")),
     Attribute(
         "inferscope.ttft.method", "string", "", "How it was seen: `stop_check`, `streamer`, `update`, `next_pass`.",
-        _get(f"{_R}.ttft_method"),
+        get(f"{_R}.ttft_method"),
     ),
-    Attribute("inferscope.request.id", "string", "", "16 hexadecimal digits.", _get(f"{_R}.request_id")),
-    Attribute("inferscope.model.class", "string", "", "Class of the model.", _get(f"{_R}.model.model_class")),
-    Attribute("inferscope.model.dtype", "string", "", "Of the weights.", _get(f"{_R}.model.dtype")),
-    Attribute("inferscope.model.device", "string", "", "Where the weights are.", _get(f"{_R}.model.device")),
+    Attribute("inferscope.request.id", "string", "", "16 hexadecimal digits.", get(f"{_R}.request_id")),
+    Attribute("inferscope.model.class", "string", "", "Class of the model.", get(f"{_R}.model.model_class")),
+    Attribute("inferscope.model.dtype", "string", "", "Of the weights.", get(f"{_R}.model.dtype")),
+    Attribute("inferscope.model.device", "string", "", "Where the weights are.", get(f"{_R}.model.device")),
     Attribute(
-        "inferscope.model.attention", "string", "", "Attention implementation.", _get(f"{_R}.model.attention")
+        "inferscope.model.attention", "string", "", "Attention implementation.", get(f"{_R}.model.attention")
     ),
     Attribute(
         "inferscope.device.name", "string", "", "The device whose ceilings the verdict used.",
-        _get("result.diagnosis.device.name"),
+        get("result.diagnosis.device.name"),
     ),
     Attribute(
         "inferscope.notes", "string[]", "", f"What is missing from the record, up to {_TOP_NOTES}.",
         lambda subject: subject.result.record.notes[:_TOP_NOTES],
     ),
-    Attribute("inferscope.batch_size", "int", "{sequence}", "Sequences asked for.", _get(f"{_R}.batch_size")),
+    Attribute("inferscope.batch_size", "int", "{sequence}", "Sequences asked for.", get(f"{_R}.batch_size")),
     Attribute(
-        "inferscope.num_beams", "int", "{beam}", "Beams per sequence, where set.", _get(f"{_R}.options.num_beams")
+        "inferscope.num_beams", "int", "{beam}", "Beams per sequence, where set.", get(f"{_R}.options.num_beams")
     ),
     Attribute(
-        "inferscope.output_len", "int", "{token}", "New tokens of the longest sequence.", _get(f"{_R}.output_len")
+        "inferscope.output_len", "int", "{token}", "New tokens of the longest sequence.", get(f"{_R}.output_len")
     ),
     Attribute(
         "inferscope.padding", "int", "{token}", "Prompt positions over the batch that hold padding.",
-        _get(f"{_R}.padding_tokens"),
+        get(f"{_R}.padding_tokens"),
     ),
     Attribute(
         "inferscope.draft.tokens", "int", "{token}", "Candidates that assisted decoding put to the model.",
-        _get(f"{_R}.drafted_tokens"),
+        get(f"{_R}.drafted_tokens"),
     ),
     Attribute(
         "inferscope.draft.accepted", "int", "{token}", "Those of them that became part of the result.",
-        _get(f"{_R}.accepted_tokens"),
+        get(f"{_R}.accepted_tokens"),
     ),
     Attribute(
         "inferscope.draft.acceptance", "double", "1", "Accepted over drafted tokens (0..1).",
-        _get(f"{_R}.acceptance_share"),
+        get(f"{_R}.acceptance_share"),
     ),
     Attribute(
         "inferscope.model.parameters", "int", "{parameter}", "Number of parameters, shared ones once.",
-        _get(f"{_R}.model.parameters"),
+        get(f"{_R}.model.parameters"),
     ),
     Attribute(
         "inferscope.model.weights", "int", "By", "Size of the parameters, shared ones once.",
-        _get(f"{_R}.model.weight_bytes"),
+        get(f"{_R}.model.weight_bytes"),
     ),
     Attribute(
         "inferscope.tpot", "double", "s", "(wall - TTFT) / (n - 1), n new tokens per sequence.",
-        _seconds(f"{_R}.tpot_ns"),
+        seconds(f"{_R}.tpot_ns"),
     ),
     *_quantiles("inferscope.itl", f"{_R}.itl_ns", "the gaps between consecutive tokens"),
     Attribute(
         "inferscope.ledger.setup", "double", "s", "Before the model's own first forward, without encoders' forwards.",
-        _seconds(f"{_R}.ledger.setup_ns"),
+        seconds(f"{_R}.ledger.setup_ns"),
     ),
-    Attribute("inferscope.ledger.tail", "double", "s", "After the last token.", _seconds(f"{_R}.ledger.tail_ns")),
+    Attribute("inferscope.ledger.tail", "double", "s", "After the last token.", seconds(f"{_R}.ledger.tail_ns")),
     Attribute(
         "inferscope.ledger.residual", "double", "s", "What could not be placed.",
-        _seconds(f"{_R}.ledger.residual_ns"),
+        seconds(f"{_R}.ledger.residual_ns"),
     ),
     Attribute(
         "inferscope.self", "double", "s", "inferscope's own measured time inside the request.",
-        _seconds(f"{_R}.ledger.self_ns"),
+        seconds(f"{_R}.ledger.self_ns"),
     ),
     Attribute(
         "inferscope.overhead.per_token", "double", "s",
         "What observing costs per new token, from requests that chance left unobserved.",
-        _seconds(f"{_R}.own_overhead.per_token_ns"),
+        seconds(f"{_R}.own_overhead.per_token_ns"),
     ),
     Attribute(
         "inferscope.overhead.per_token.low", "double", "s", "Lower end of its 95 % interval.",
-        _seconds(f"{_R}.own_overhead.low_ns"),
+        seconds(f"{_R}.own_overhead.low_ns"),
     ),
     Attribute(
         "inferscope.overhead.per_token.high", "double", "s", "Upper end of it.",
-        _seconds(f"{_R}.own_overhead.high_ns"),
+        seconds(f"{_R}.own_overhead.high_ns"),
     ),
     Attribute(
         "inferscope.overhead.observed_share", "double", "1", "Share of requests that are observed (0..1).",
-        _get(f"{_R}.own_overhead.observed_share"),
+        get(f"{_R}.own_overhead.observed_share"),
     ),
 )
 """Set once the request has ended. queue + setup + time_in_model_inference + tail + self + residual = e2e, exactly."""
 
 PHASE: tuple[Attribute[PhaseSubject], ...] = (
-    Attribute("inferscope.phase", "string", "", "The phase, as the span is named.", _get("phase.name")),
+    Attribute("inferscope.phase", "string", "", "The phase, as the span is named.", get("phase.name")),
     Attribute(
         "inferscope.bound", "string", "", f"What holds the phase back: {', '.join(f'`{b}`' for b in BOUNDS)}.",
-        _get("verdict.bound"),
+        get("verdict.bound"),
     ),
-    Attribute("inferscope.confidence", "string", "", "`high` or `low`.", _get("verdict.confidence")),
+    Attribute("inferscope.confidence", "string", "", "`high` or `low`.", get("verdict.confidence")),
     Attribute(
         "inferscope.method", "string", "",
         "How device time was obtained: `bound` (host stamps), `saturated`, `plug`, `deep`; `host`: not at all.",
-        _method,
+        method,
     ),
     *(_latency(name) for name in _PHASE_NAMES),
-    Attribute("inferscope.passes", "int", "{pass}", "Forwards.", _get("phase.passes")),
+    Attribute("inferscope.passes", "int", "{pass}", "Forwards.", get("phase.passes")),
     Attribute(
         "inferscope.passes.mixed", "int", "{pass}",
         "Those in which other requests prefilled while this one decoded, or the reverse; only where passes are shared.",
-        _get("phase.mixed_passes"),
+        get("phase.mixed_passes"),
     ),
     Attribute(
         "inferscope.passes.cut", "int", "{pass}",
-        "Those that have no span of their own; only where passes have spans.", _cut_passes,
+        "Those that have no span of their own; only where passes have spans.", cut_passes,
     ),
     Attribute(
         "inferscope.tokens", "int", "{token}", "New tokens processed over all sequences, padding included.",
-        _get("phase.tokens"),
+        get("phase.tokens"),
     ),
     *_quantiles("inferscope.pass", "phase.pass_ns", "the forwards' durations on the host"),
-    Attribute("inferscope.ledger.issue", "double", "s", "Inside forwards.", _seconds("phase.ledger.issue_ns")),
+    Attribute("inferscope.ledger.issue", "double", "s", "Inside forwards.", seconds("phase.ledger.issue_ns")),
     Attribute(
         "inferscope.ledger.select", "double", "s", "Between forwards: logits processors, sampling, preparation.",
-        _seconds("phase.ledger.select_ns"),
+        seconds("phase.ledger.select_ns"),
     ),
     Attribute(
-        "inferscope.ledger.wait", "double", "s", "Inside the per-token host read.", _seconds("phase.ledger.wait_ns")
+        "inferscope.ledger.wait", "double", "s", "Inside the per-token host read.", seconds("phase.ledger.wait_ns")
     ),
     Attribute(
-        "inferscope.ledger.deliver", "double", "s", "Inside the streamer.", _seconds("phase.ledger.deliver_ns")
+        "inferscope.ledger.deliver", "double", "s", "Inside the streamer.", seconds("phase.ledger.deliver_ns")
     ),
     Attribute(
         "inferscope.ledger.shared", "double", "s",
         "While it was the turn of other requests; only where passes are shared.",
-        _seconds("phase.ledger.shared_ns"),
+        seconds("phase.ledger.shared_ns"),
     ),
     Attribute(
         "inferscope.ledger.offcpu", "double", "s", "Overlay: forward time in which the thread did not run.",
-        _seconds("phase.ledger.offcpu_ns"),
+        seconds("phase.ledger.offcpu_ns"),
     ),
     Attribute(
         "inferscope.ledger.gc", "double", "s", "Overlay: pauses of Python's garbage collector.",
-        _seconds("phase.ledger.gc_ns"),
+        seconds("phase.ledger.gc_ns"),
     ),
-    Attribute("inferscope.self", "double", "s", "inferscope's own time between the phase's borders.", _own_s),
+    Attribute("inferscope.self", "double", "s", "inferscope's own time between the phase's borders.", own_s),
     Attribute(
         "inferscope.device.time.low", "double", "s", "The device worked on forwards at least this long.",
-        _seconds("phase.device.low_ns"),
+        seconds("phase.device.low_ns"),
     ),
     Attribute(
-        "inferscope.device.time.high", "double", "s", "And at most this long.", _seconds("phase.device.high_ns")
+        "inferscope.device.time.high", "double", "s", "And at most this long.", seconds("phase.device.high_ns")
     ),
     Attribute(
         "inferscope.device.events", "double", "s", "From event to event, summed: not the time the device worked.",
-        _seconds("phase.device.events_ns"),
+        seconds("phase.device.events_ns"),
     ),
     Attribute(
         "inferscope.device.lag", "double", "1",
         "Part of that after the host had issued the pass (0..1): near 0 the host holds the device up.",
-        _get("phase.device.lag_share"),
+        get("phase.device.lag_share"),
     ),
     Attribute(
         "inferscope.device.passes", "int", "{pass}", "Forwards that were timed on the device.",
-        _get("phase.device.passes"),
+        get("phase.device.passes"),
     ),
     Attribute(
         "inferscope.device.start", "double", "s", "From the request's start to where the device began.",
-        _seconds("phase.device.start_ns"),
+        seconds("phase.device.start_ns"),
     ),
     Attribute(
         "inferscope.device.end", "double", "s", "From the request's start to where the device ended.",
-        _seconds("phase.device.end_ns"),
+        seconds("phase.device.end_ns"),
     ),
     Attribute(
-        "inferscope.deep.passes", "int", "{pass}", "Forwards whose operators were recorded.", _get("phase.deep.passes")
+        "inferscope.deep.passes", "int", "{pass}", "Forwards whose operators were recorded.", get("phase.deep.passes")
     ),
     Attribute(
         "inferscope.deep.python_share", "double", "1",
-        "Part of those forwards' wall in which no operator ran on the host (0..1).", _get("phase.deep.python_share"),
+        "Part of those forwards' wall in which no operator ran on the host (0..1).", get("phase.deep.python_share"),
     ),
     Attribute(
         "inferscope.deep.top_group", "string", "", "Group of operators that took longest in those forwards.",
-        _top_group,
+        top_group,
     ),
     Attribute(
         "inferscope.launches", "int", "{launch}", "Kernels launched, of passes whose kind was counted.",
-        _get("phase.launches"),
+        get("phase.launches"),
     ),
     Attribute(
         "inferscope.launches.source", "string", "",
-        "How they were counted: `native` (at the driver), `deep` (recorded).", _get("phase.launches_source"),
+        "How they were counted: `native` (at the driver), `deep` (recorded).", get("phase.launches_source"),
     ),
     Attribute(
         "inferscope.launches.per_pass", "int", "{launch}",
@@ -502,84 +389,84 @@ PHASE: tuple[Attribute[PhaseSubject], ...] = (
         "inferscope.sync_points", "int", "{line}", "Lines at which the host waited in a pass that was looked at.",
         lambda subject: len(subject.phase.sync_points) if subject.phase.sync_passes else None,
     ),
-    Attribute("inferscope.syncs", "int", "{sync}", "Host reads seen: a lower bound.", _get("phase.syncs")),
+    Attribute("inferscope.syncs", "int", "{sync}", "Host reads seen: a lower bound.", get("phase.syncs")),
     Attribute(
         "inferscope.contended", "double", "s",
         "Time that other traced requests took, on the same device or with the interpreter: a lower bound.",
-        _seconds("phase.contended_ns"),
+        seconds("phase.contended_ns"),
     ),
     Attribute(
         "inferscope.mfu", "double", "1", "Achieved FLOP/s over the dense peak of the dtype (0..1).",
-        _get("verdict.mfu"),
+        get("verdict.mfu"),
     ),
     Attribute(
         "inferscope.mbu", "double", "1", "Weight and KV bytes per second over copy bandwidth (0..1).",
-        _get("verdict.mbu"),
+        get("verdict.mbu"),
     ),
     Attribute(
         "inferscope.roof_share", "double", "1", "Time the roofs demand over the time inside forwards (0..1).",
-        _get("verdict.roof_share"),
+        get("verdict.roof_share"),
     ),
     Attribute(
         "inferscope.achieved.flops", "double", "{flop}/s", "Operations per second inside forwards.",
-        _get("verdict.achieved_flops_per_s"),
+        get("verdict.achieved_flops_per_s"),
     ),
     Attribute(
         "inferscope.achieved.bytes", "double", "By/s", "Model bytes per second inside forwards.",
-        _get("verdict.achieved_bytes_per_s"),
+        get("verdict.achieved_bytes_per_s"),
     ),
     *(_share(bound) for bound in BOUNDS),
     Attribute(
         "inferscope.flops", "int", "{flop}", "Operations of the phase, masked pairs not counted.",
-        _get("verdict.cost.flops"),
+        get("verdict.cost.flops"),
     ),
     Attribute(
         "inferscope.bytes.minimum", "int", "By", "Least possible traffic: weights, KV, token ids, logits.",
-        _get("verdict.cost.bytes.minimum"),
+        get("verdict.cost.bytes.minimum"),
     ),
     Attribute(
         "inferscope.bytes.model", "int", "By", "With inputs and outputs of matrix products and attention.",
-        _get("verdict.cost.bytes.model"),
+        get("verdict.cost.bytes.model"),
     ),
     Attribute(
         "inferscope.bytes.executed", "int", "By", "With inputs and outputs of every operator.",
-        _get("verdict.cost.bytes.executed"),
+        get("verdict.cost.bytes.executed"),
     ),
     Attribute(
         "inferscope.arithmetic_intensity", "double", "{flop}/By", "`flops` over `bytes.model`.",
-        _get("verdict.cost.arithmetic_intensity"),
+        get("verdict.cost.arithmetic_intensity"),
     ),
 )
 """Set on the span of a phase. issue + select + wait + deliver + shared = time_in_model, exactly."""
 
 WORST_PASS: tuple[Attribute[WorstPass], ...] = (
-    Attribute("inferscope.worst_pass.index", "int", "", "Number of the pass in its phase, from 0.", _get("index")),
+    Attribute("inferscope.worst_pass.index", "int", "", "Number of the pass in its phase, from 0.", get("index")),
     Attribute(
         "inferscope.worst_pass.cause", "string", "",
-        "The part of the ledger that exceeds the typical pass most.", _get("cause"),
+        "The part of the ledger that exceeds the typical pass most.", get("cause"),
     ),
-    Attribute("inferscope.worst_pass.excess", "double", "s", "By how much it does.", _seconds("excess_ns")),
+    Attribute("inferscope.worst_pass.excess", "double", "s", "By how much it does.", seconds("excess_ns")),
     Attribute(
         "inferscope.worst_pass.cycle", "double", "s", "From the end of the pass before to its own end.",
-        _seconds("cycle_ns"),
+        seconds("cycle_ns"),
     ),
 )
 """On the event `inferscope.worst_pass`, at most three per phase, at the pass's start."""
 
 PASS: tuple[Attribute[PassSample], ...] = (
     Attribute("inferscope.pass.name", "string", "", "What the pass was, such as `decode` or `prefill/chunk`.",
-              _get("name")),
-    Attribute("inferscope.pass.host", "double", "s", "Inside the forward, on the host.", _seconds("host_ns")),
-    Attribute("inferscope.pass.q_len", "int", "{token}", "New tokens per sequence.", _get("q_len")),
-    Attribute("inferscope.pass.past_len", "int", "{token}", "Tokens already in the cache.", _get("past_len")),
+              get("name")),
+    Attribute("inferscope.pass.host", "double", "s", "Inside the forward, on the host.", seconds("host_ns")),
+    Attribute("inferscope.pass.q_len", "int", "{token}", "New tokens per sequence.", get("q_len")),
+    Attribute("inferscope.pass.past_len", "int", "{token}", "Tokens already in the cache.", get("past_len")),
     Attribute("inferscope.pass.batch_size", "int", "{sequence}", "Sequences, beams and copies included.",
-              _get("batch_size")),
+              get("batch_size")),
     Attribute("inferscope.pass.tokens", "int", "{token}", "New tokens of all requests that share the pass.",
-              _get("pass_tokens")),
+              get("pass_tokens")),
     Attribute("inferscope.pass.device.low", "double", "s", "The device worked on it at least this long.",
-              _seconds("device.low_ns")),
-    Attribute("inferscope.pass.device.high", "double", "s", "And at most this long.", _seconds("device.high_ns")),
-    Attribute("inferscope.method", "string", "", "How that was obtained.", _get("device.provenance")),
+              seconds("device.low_ns")),
+    Attribute("inferscope.pass.device.high", "double", "s", "And at most this long.", seconds("device.high_ns")),
+    Attribute("inferscope.method", "string", "", "How that was obtained.", get("device.provenance")),
 )
 """On the span of a pass."""
 # fmt: on

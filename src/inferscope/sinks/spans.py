@@ -27,7 +27,7 @@ from opentelemetry.trace import (
 )
 
 from inferscope.records import RequestOptions
-from inferscope.sinks import content, semconv
+from inferscope.sinks import content, readers, semconv
 from inferscope.sinks.attributes import plain_text, values
 from inferscope.sinks.model_calls import ModelCall, call_in
 
@@ -82,7 +82,7 @@ class SpanSink:
     """
 
     def __init__(
-        self, *, tracer_provider: TracerProvider | None = None, operation: semconv.Operation = "text_completion"
+        self, *, tracer_provider: TracerProvider | None = None, operation: readers.Operation = "text_completion"
     ) -> None:
         """Prepare for a provider.
 
@@ -118,7 +118,7 @@ class SpanSink:
         elif self._provider is None and isinstance(trace.get_tracer_provider(), _UNDECIDED):
             return None
         else:
-            asked = semconv.AskedSubject(model_name=model_name, operation=self._operation, options=asked_of(options))
+            asked = readers.AskedSubject(model_name=model_name, operation=self._operation, options=asked_of(options))
             root = self._start(asked, context, started_unix_ns)
         self._roots[request_id] = root
         return root
@@ -134,7 +134,7 @@ class SpanSink:
         if root is not None and root.recording:
             root.span.end()
 
-    def _start(self, asked: semconv.AskedSubject, context: object, started_unix_ns: int) -> RootSpan:
+    def _start(self, asked: readers.AskedSubject, context: object, started_unix_ns: int) -> RootSpan:
         call = call_in(context)
         span = self._tracer.start_span(
             f"{self._operation} {plain_text(asked.model_name)}",
@@ -155,7 +155,7 @@ class SpanSink:
         if isinstance(parent, Context) and any(get_value(key, parent) for key in _SUPPRESSION_KEYS):
             return _UNTRACED
         record = result.record
-        asked = semconv.AskedSubject(model_name=record.model.name, operation=self._operation, options=record.options)
+        asked = readers.AskedSubject(model_name=record.model.name, operation=self._operation, options=record.options)
         return self._start(asked, parent, record.started_unix_ns)
 
     def __call__(self, result: Result) -> None:
@@ -165,7 +165,7 @@ class SpanSink:
             return
         root = begun.span
         elsewhere = None if begun.call is None else begun.call.scope
-        subject = semconv.RequestSubject(result=result, operation=self._operation, usage_elsewhere=elsewhere)
+        subject = readers.RequestSubject(result=result, operation=self._operation, usage_elsewhere=elsewhere)
         record = result.record
         # A viewer cuts off a child that reaches past its parent.
         end_unix_ns = record.started_unix_ns + max([record.wall_ns, *(_end_ns(phase) for phase in record.phases)])
@@ -215,7 +215,7 @@ class SpanSink:
         self, root: Span, result: Result, phase: PhaseRecord, passes: Mapping[str, list[PassSample]]
     ) -> SpanContext:
         zero_unix_ns = result.record.started_unix_ns
-        subject = semconv.PhaseSubject(
+        subject = readers.PhaseSubject(
             phase=phase,
             verdict=result.diagnosis.phase(phase.name),
             shown=len(passes[phase.name]) if phase.name in passes else None,

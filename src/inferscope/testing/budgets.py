@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,8 @@ from typing import TYPE_CHECKING, Any, cast
 import inferscope
 from inferscope.analysis.gates import GateResult, hold, parse_gate
 from inferscope.analysis.measures import COUNTS
-from inferscope.errors import InferscopeError, LimitExceededError, NotAModelError, SettingError
+from inferscope.drafts import draft
+from inferscope.errors import CacheUnwritableError, InferscopeError, LimitExceededError, NotAModelError, SettingError
 from inferscope.sinks.jsonl import JsonlSink
 
 if TYPE_CHECKING:
@@ -306,21 +306,21 @@ def write_baseline(path: str | Path, results: Sequence[Result]) -> None:
     if not results:
         raise SettingError(f"{path}: no request was observed, so there is nothing to write")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.unlink(missing_ok=True)
-    sink = JsonlSink(draft)
     try:
-        for result in results:
-            record = result.record
-            model = replace(record.model, cost=None, cost_note=_STRIPPED)
-            phases = tuple(replace(phase, work=(), worst=()) for phase in record.phases)
-            sink(replace(result, record=replace(record, model=model, phases=phases, pass_samples=())))
-        sink.close()
-        draft.replace(path)
-    finally:
-        sink.close()
-        draft.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft(path) as unfinished, contextlib.closing(JsonlSink(unfinished)) as sink:
+            for result in results:
+                sink(_stripped(result))
+    except OSError as error:
+        raise CacheUnwritableError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _stripped(result: Result) -> Result:
+    """Without what times do not need."""
+    record = result.record
+    model = replace(record.model, cost=None, cost_note=_STRIPPED)
+    phases = tuple(replace(phase, work=(), worst=()) for phase in record.phases)
+    return replace(result, record=replace(record, model=model, phases=phases, pass_samples=()))
 
 
 @contextlib.contextmanager

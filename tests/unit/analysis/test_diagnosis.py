@@ -14,7 +14,7 @@ from made_requests import recorded, request, terms
 from inferscope.analysis.diagnosis import diagnose
 from inferscope.analysis.findings import find
 from inferscope.records import PhaseLedger, QuantileSketch, Work
-from inferscope.specs import BASIS, Ceiling, CostTerms, DeviceSpec, ModelSpec, OperatorTerms
+from inferscope.specs import BASIS, Ceiling, CostTerms, DeviceSpec, ModelSpec
 from inferscope.testing import make_record
 
 DEVICE = DeviceSpec(
@@ -33,24 +33,12 @@ DEVICE = DeviceSpec(
 )
 
 
-def constant(value):
-    return (value, *[0] * (len(BASIS) - 1))
-
-
 def model(*, flops=0, weight_bytes=0, activation_bytes=0, calls=1, device="cpu"):
     """A model whose every pass costs the same."""
-    terms = OperatorTerms(
-        group="linear 1x1",
-        regime="decode",
-        calls=constant(calls),
-        launches=constant(calls),
-        flops=constant(flops),
-        flops_full=constant(flops),
-        weight_bytes=constant(weight_bytes),
-        activation_bytes=constant(activation_bytes),
-        executed_bytes=constant(weight_bytes + activation_bytes),
+    counted = terms(
+        "linear 1x1", flops=flops, weight_bytes=weight_bytes, activation_bytes=activation_bytes, calls=calls
     )
-    every = tuple(replace(terms, regime=regime) for regime in ("prefill", "decode", "continuation"))
+    every = tuple(replace(counted, regime=regime) for regime in ("prefill", "decode", "continuation"))
     cost = CostTerms(operators=every, kv_bytes_per_token=0, logits_bytes=0, supports_logits_to_keep=True)
     return ModelSpec(name="made", model_class="Made", dtype="float32", device=device, cost=cost)
 

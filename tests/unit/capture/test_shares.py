@@ -9,26 +9,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_receiver import MODEL, Module, Receiver
 
 from inferscope.capture.passes import PassFacts, Slot, name_pass, name_slot
 from inferscope.capture.shares import SHARED_NOTE, SharedCycle, SharedRequest
-from inferscope.specs import ModelSpec
-
-MODEL = ModelSpec(name="made-up", model_class="MadeUp")
-
-
-class Module:
-    pass
-
-
-class Receiver:
-    keep_samples = True
-    plug_every = 0
-    deep_every = 0
-    ranges = None
-    counters = False
-    observed_share = 1.0
-
 
 MODULE = Module()
 

@@ -1,0 +1,68 @@
+"""What the models are whose requests become results, and what their operators cost."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from inferscope import costing
+from inferscope.capture import intercept, introspect
+from inferscope.errors import CostUnavailableError
+from inferscope.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from inferscope.capture.requests import Finished
+    from inferscope.specs import CostTerms
+
+__all__ = ["MODELS", "KnownModels"]
+
+IDLE_WAIT_S = 2.0
+"""How long counting operators waits for a moment without a running request before it goes on regardless."""
+
+
+class KnownModels:
+    """Descriptions and operator costs of the models seen, kept while they live."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._specs: weakref.WeakKeyDictionary[Any, tuple[object, ModelSpec]] = weakref.WeakKeyDictionary()
+        self._costs: dict[str, tuple[CostTerms | None, str]] = {}
+
+    def describe(self, raw: Finished, cache_dir: Path) -> ModelSpec:
+        """What ran, with its costs where they can be made. Background thread only."""
+        module = raw.module()
+        if module is None:
+            return ModelSpec(name="unknown", model_class="unknown", cost_note="the model was freed before its result")
+        stands = introspect.fingerprint(module)
+        known = self._specs.get(module)
+        if known is not None and known[0] == stands:
+            return known[1]
+        spec = introspect.describe(module)
+        terms, note = self.costs(module, spec, cache_dir)
+        spec = replace(spec, cost=terms, cost_note=note)
+        self._specs[module] = (stands, spec)
+        return spec
+
+    def costs(self, module: object, spec: ModelSpec, cache_dir: Path) -> tuple[CostTerms | None, str]:
+        """Operator costs by configuration: from this process, from disk, or counted now in quiet moments."""
+        if spec.digest not in self._costs:
+            try:
+                terms = costing.kept_terms(module, spec.digest, cache_dir, idle=_wait_for_idle)
+                self._costs[spec.digest] = (terms, "")
+            except CostUnavailableError as error:
+                self._costs[spec.digest] = (None, str(error))
+        return self._costs[spec.digest]
+
+
+MODELS = KnownModels()
+
+
+def _wait_for_idle() -> None:
+    """Counting takes the interpreter: wait for a moment in which no traced request needs it."""
+    deadline = time.monotonic() + IDLE_WAIT_S
+    while intercept.active_requests() and time.monotonic() < deadline:
+        time.sleep(0.002)
