@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -25,8 +25,8 @@ import opentelemetry.trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from inferscope import costing, losses, notices
-from inferscope.analysis import diagnosis, verdict
-from inferscope.analysis.findings import Surroundings, find
+from inferscope.analysis import diagnosis
+from inferscope.analysis.findings import find
 from inferscope.analysis.raising import raised
 from inferscope.capture import intercept, introspect
 from inferscope.capture.arms import arms_of
@@ -36,9 +36,9 @@ from inferscope.errors import CostUnavailableError, InferscopeError, NotAModelEr
 from inferscope.hardware import calibration, probe
 from inferscope.meters.budget import Governor
 from inferscope.meters.nvtx import find_ranges
+from inferscope.opinion import Result
 from inferscope.pipeline import Pipeline
 from inferscope.records import OwnOverhead
-from inferscope.report.plain import to_text
 from inferscope.settings import (
     Settings,
     checked_budget,
@@ -46,6 +46,7 @@ from inferscope.settings import (
     checked_detail,
     checked_every,
     checked_rate,
+    checked_switch,
 )
 from inferscope.sinks.base import EarlySink, resolve_sinks
 from inferscope.specs import DeviceSpec, ModelSpec
@@ -60,21 +61,12 @@ if TYPE_CHECKING:
     from inferscope.sinks.base import Sink
     from inferscope.specs import CostTerms
 
-__all__ = ["EverySession", "Instrumentation", "Result", "Session", "diagnose", "instrument", "observe_every", "trace"]
+__all__ = ["EverySession", "Instrumentation", "Session", "instrument", "observe_every", "trace"]
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
 IDLE_WAIT_S = 2.0
 """How long counting operators waits for a moment without a running request before it goes on regardless."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result(verdict.Result):
-    """What is known of one request; printing it shows a table."""
-
-    def __str__(self) -> str:
-        """The result as plain text."""
-        return to_text(self)
 
 
 _PIPELINE = Pipeline()
@@ -642,6 +634,7 @@ def trace(  # noqa: PLR0913 - one keyword per setting
     plug_every: int | None = None,
     deep_every: int | None = None,
     counters: str | None = None,
+    nvtx: bool | None = None,
     overhead_budget: float | None = None,
 ) -> Session:
     """Observe every `generate` of a model while the session is open.
@@ -667,6 +660,7 @@ def trace(  # noqa: PLR0913 - one keyword per setting
             none; None reads INFERSCOPE_DEEP_EVERY.
         counters: "native" counts launches, waits and copies at the CUDA driver in some requests, through libcupti;
             None reads INFERSCOPE_COUNTERS.
+        nvtx: Put NVTX ranges around requests and forwards, for NVIDIA's profilers; None reads INFERSCOPE_NVTX.
         overhead_budget: Share of the time (0..1) that our own work may take. What is sampled is put off to keep it;
             where it is set, requests go unobserved, too, once that has to be. None reads INFERSCOPE_OVERHEAD_BUDGET.
 
@@ -690,6 +684,8 @@ def trace(  # noqa: PLR0913 - one keyword per setting
         settings = replace(settings, deep_every=checked_every(deep_every, where="deep_every"))
     if counters is not None:
         settings = replace(settings, counters=checked_counters(counters, where="counters"))
+    if nvtx is not None:
+        settings = replace(settings, nvtx=checked_switch(nvtx, where="nvtx"))
     if overhead_budget is not None:
         share = checked_budget(overhead_budget, where="overhead_budget")
         settings = replace(settings, overhead_budget=share, budget_asked=True)
@@ -713,6 +709,7 @@ def instrument(  # noqa: PLR0913 - one keyword per setting
     plug_every: int | None = None,
     deep_every: int | None = None,
     counters: str | None = None,
+    nvtx: bool | None = None,
     overhead_budget: float | None = None,
 ) -> Instrumentation:
     """Observe every `generate` of a model from now on: `trace` for a server, without a block.
@@ -726,6 +723,7 @@ def instrument(  # noqa: PLR0913 - one keyword per setting
         plug_every: See `trace`.
         deep_every: See `trace`.
         counters: See `trace`.
+        nvtx: See `trace`.
         overhead_budget: See `trace`.
 
     Returns:
@@ -744,6 +742,7 @@ def instrument(  # noqa: PLR0913 - one keyword per setting
             plug_every=plug_every,
             deep_every=deep_every,
             counters=counters,
+            nvtx=nvtx,
             overhead_budget=overhead_budget,
         )
     )
@@ -774,24 +773,3 @@ def observe_every(*, keepers: Iterable[object] = (), outlets: Iterable[object] =
         keepers=resolve_sinks(keepers),
         outlets=resolve_sinks(outlets),
     )
-
-
-def diagnose(
-    record: GenerationRecord, *, device: DeviceSpec | None = None, surroundings: Surroundings | None = None
-) -> Result:
-    """The opinion on a stored record.
-
-    Args:
-        record: What was measured.
-        device: Ceilings to judge by; None takes those of this machine if the record was made on it, else none.
-        surroundings: What is known beside the record (`inferscope.analysis.findings.Surroundings`): a window of the
-            GPU, the load, a lint report, retries of the allocator.
-
-    Returns:
-        Record, verdict and findings.
-    """
-    if device is None:
-        known = calibration.current_device_spec((record.model.device or "cpu").partition(":")[0])
-        device = known if record.device_key in {None, known.key} else None
-    opinion = diagnosis.diagnose(record, device=device)
-    return Result(record=record, diagnosis=opinion, findings=find(record, opinion, surroundings=surroundings))
