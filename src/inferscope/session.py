@@ -32,6 +32,7 @@ from inferscope.capture import intercept, introspect
 from inferscope.capture.arms import arms_of
 from inferscope.capture.frames import CURRENT
 from inferscope.capture.requests import Begun
+from inferscope.capture.resolve import device_of
 from inferscope.errors import CostUnavailableError, InferscopeError, NotAModelError, SettingError
 from inferscope.hardware import calibration, probe
 from inferscope.meters.budget import Governor
@@ -50,6 +51,7 @@ from inferscope.settings import (
 )
 from inferscope.sinks.base import EarlySink, resolve_sinks
 from inferscope.specs import DeviceSpec, ModelSpec
+from inferscope.surroundings import Around
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -184,6 +186,7 @@ class Session:
         self._device_known = device is not None
         self._sinks = sinks
         self.governor = Governor(settings.overhead_budget, thins=settings.budget_asked)
+        self._around = Around()
         self._attachment: intercept.Attachment | None = None
         self._depth = 0
         self._entering = threading.Lock()  # one decorated function runs in many threads
@@ -204,6 +207,7 @@ class Session:
                     )
                 inbox = _Inbox(self, self._settings, self._sinks, introspect.name_of(target))
                 self._attachment = intercept.attach(target, inbox)
+                self._around.open(device_of(target))
                 self.governor.open()
                 _PIPELINE.open()
         return self
@@ -251,6 +255,7 @@ class Session:
     def after_fork(self) -> None:
         """In a forked child: what the parent's threads held, or had begun, is not ours."""
         self._changed, self._entering, self._pending = threading.Condition(), threading.Lock(), 0
+        self._around = Around()
         for sink in self._sinks:
             forget = getattr(sink, "after_fork", None)
             if forget is not None:
@@ -393,12 +398,8 @@ class Session:
         self._raise_roofs(record)
         opinion = diagnosis.diagnose(record, device=self._device)
         _PIPELINE.breathe()
-        return Result(
-            record=record,
-            diagnosis=opinion,
-            findings=find(record, opinion),
-            parent_context=parent_context,
-        )
+        result = Result(record=record, diagnosis=opinion, findings=(), parent_context=parent_context)
+        return replace(result, findings=find(record, opinion, surroundings=self._around.of(result)))
 
     def _raise_roofs(self, record: GenerationRecord) -> None:
         """Judge this request and those that follow by what it proves about the device, and say so once."""
