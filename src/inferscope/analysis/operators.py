@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from inferscope.analysis.roofline import Roofs, roofs_for
+from inferscope.analysis.roofline import Roofs, group_demand, roofs_for
 
 if TYPE_CHECKING:
     from inferscope.analysis.cost import PassCost
@@ -131,7 +131,7 @@ def _row(entry: OperatorTime, phase: PhaseRecord, cost: PassCost | None, roofs: 
         if parts:
             flops = sum(each.flops for each in parts) / phase.passes
             bytes_ = sum(each.bytes for each in parts) / phase.passes
-    bound, roof_share = _bound(time_ns, flops, bytes_, roofs)
+    bound, roof_share = _bound(entry.group, time_ns, flops, bytes_, roofs)
     return GroupRow(
         group=entry.group,
         time_ns=time_ns,
@@ -148,13 +148,14 @@ def _row(entry: OperatorTime, phase: PhaseRecord, cost: PassCost | None, roofs: 
 
 
 def _bound(
-    time_ns: float, flops: float | None, bytes_: float | None, roofs: Roofs | None
+    group: str, time_ns: float, flops: float | None, bytes_: float | None, roofs: Roofs | None
 ) -> tuple[Bound | None, float | None]:
     if flops is None or bytes_ is None or roofs is None or not time_ns:
         return None, None
-    compute_ns = _S_TO_NS * flops / roofs.compute.value
-    memory_ns = _S_TO_NS * bytes_ / roofs.memory.value
-    share = max(compute_ns, memory_ns) / time_ns
+    needed = group_demand(
+        group, flops=flops, moved_bytes=bytes_, flops_per_s=roofs.compute.value, bytes_per_s=roofs.memory.value
+    )
+    share = needed.needed_ns / time_ns
     if share < SLOW_SHARE:
         return "inefficient", share
-    return ("compute" if compute_ns >= memory_ns else roofs.memory_class), share
+    return ("compute" if needed.binds == "compute" else roofs.memory_class), share
