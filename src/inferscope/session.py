@@ -207,7 +207,8 @@ class Session:
                     )
                 inbox = _Inbox(self, self._settings, self._sinks, introspect.name_of(target))
                 self._attachment = intercept.attach(target, inbox)
-                self._around.open(device_of(target))
+                with contextlib.suppress(Exception):  # what it is for is less than the session
+                    self._around.open(device_of(target))
                 self.governor.open()
                 _PIPELINE.open()
         return self
