@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from inferscope.hardware.calibration import calibrate as calibrate
     from inferscope.integrations.auto import InferscopeInstrumentor as InferscopeInstrumentor
     from inferscope.monitor import BottleneckMonitor as BottleneckMonitor
+    from inferscope.opinion import Result as Result
+    from inferscope.opinion import diagnose as diagnose
     from inferscope.predicting import model_spec as model_spec
     from inferscope.predicting import predict as predict
     from inferscope.records import GenerationRecord as GenerationRecord
     from inferscope.session import Instrumentation as Instrumentation
-    from inferscope.session import Result as Result
     from inferscope.session import Session as Session
-    from inferscope.session import diagnose as diagnose
     from inferscope.session import instrument as instrument
     from inferscope.session import trace as trace
     from inferscope.sinks.jsonl import read_records as read_records
@@ -62,12 +62,12 @@ _PLACES = {
     "ModelSpec": "specs",
     "PassCost": "analysis.cost",
     "Prediction": "analysis.prediction",
-    "Result": "session",
+    "Result": "opinion",
     "Session": "session",
     "calibrate": "hardware.calibration",
     "compare": "comparing",
     "cost": "costing",
-    "diagnose": "session",
+    "diagnose": "opinion",
     "instrument": "session",
     "lint": "experiments.lint",
     "memory": "costing",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from inferscope.analysis import comparison
 from inferscope.analysis.comparison import TOLERANCE
-from inferscope.errors import CalibrationError, NothingToCompareError, SettingError
+from inferscope.errors import NothingToCompareError, SettingError
 from inferscope.hardware import calibration_file
 from inferscope.records import GenerationRecord
 from inferscope.report.comparison import comparison_to_json, comparison_to_text
@@ -100,11 +100,5 @@ def _stored() -> Callable[[GenerationRecord], DeviceSpec | None]:
     """What calibrations say, by the device's key: read once each, and without asking the device."""
     folder = Settings.from_environment().cache_dir / "calibration"
 
-    @functools.cache
-    def known(key: str) -> DeviceSpec | None:
-        try:
-            return calibration_file.read(calibration_file.file_of(folder, key), key).device
-        except CalibrationError:  # there is none, or it is of an older layout: whoever calibrates is told
-            return None
-
+    known = functools.cache(functools.partial(calibration_file.stored, folder))
     return lambda record: known(record.device_key) if record.device_key else None

@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from inferscope import notices
+from inferscope import notices, surroundings
 from inferscope.analysis import advice, utilisation, workload
 from inferscope.errors import SettingError
 from inferscope.hardware import nvml
@@ -107,6 +107,7 @@ class BottleneckMonitor:
         # A process that is not there is said at once.
         self._begin_anew(None if pid in {_OWN_PROCESS, None} else HostLoad(pid))
         _MONITORS.add(self)
+        surroundings.offer(self)
 
     def _begin_anew(self, load: HostLoad | None = None) -> None:
         """Locks, threads and windows of this process: in a forked child the parent's are worth nothing."""

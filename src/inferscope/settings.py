@@ -230,6 +230,17 @@ def checked_budget(value: float | str, *, where: str) -> float:
     raise SettingError(f"{where}={value!r}: expected a number above 0 and up to 1")
 
 
+def checked_switch(value: object, *, where: str) -> bool:
+    """Whether something is on, or an error that names where the wrong value came from.
+
+    Raises:
+        SettingError: `value` is neither True nor False.
+    """
+    if isinstance(value, bool):
+        return value
+    raise SettingError(f"{where}={value!r}: expected True or False")
+
+
 def _read(name: str) -> str:
     default = next(variable.default for variable in VARIABLES if variable.name == name)
     return os.environ.get(name, "").strip() or default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
+from cuda_models import ask, kernels_ns, llama
 
 import inferscope
 
@@ -12,43 +12,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: nothing here has been confirmed on one"),
 ]
-
-
-def llama(*, hidden, layers, dtype=torch.bfloat16):
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        vocab_size=32_000,
-    )
-    with torch.device("cuda"):
-        model = transformers.LlamaForCausalLM(config).to(dtype).eval()
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model
-
-
-def ask(model, tokens=24, batch=1, prompt=64):
-    torch.manual_seed(1)
-    ids = torch.randint(1, 1_000, (batch, prompt), device="cuda")
-    return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
-
-
-def kernels_ns(model, **options):
-    """Union of the kernel intervals of a request, in nanoseconds."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
-        ask(model, **options)
-        torch.cuda.synchronize()
-    events = profiled.profiler.kineto_results.events()
-    spans = sorted((e.start_ns(), e.end_ns()) for e in events if e.device_type() == torch.autograd.DeviceType.CUDA)
-    total = reached = 0
-    for start, end in spans:
-        total += max(0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
 
 
 @pytest.mark.parametrize(("hidden", "layers"), [(256, 4), (2048, 16)], ids=["small", "1B"])
@@ -89,7 +52,7 @@ def test_a_small_model_starves_the_device_and_a_long_prompt_does_not():
 def test_plugged_passes_come_near_the_kernels():
     model = llama(hidden=1024, layers=8)
     ask(model)
-    with inferscope.trace(model, sinks=(), plug_every=4) as session:
+    with inferscope.trace(model, sinks=(), plug_every=4, overhead_budget=1) as session:
         ask(model, tokens=64)
         ask(model, tokens=32)
         device = session.last.record.phase("decode").device

@@ -11,6 +11,7 @@ import torch
 
 import inferscope
 from conftest import build_llama
+from inferscope.capture.deep import PUT_OFF_NOTE
 from inferscope.meters import deep
 from inferscope.meters.budget import BUDGET
 from inferscope.sinks.jsonl import JsonlSink, read_records
@@ -309,3 +310,14 @@ def test_it_is_stored_and_shown(llama, prompt, tmp_path):
 def test_a_rate_that_cannot_be_is_refused(llama, wrong):
     with pytest.raises(inferscope.InferscopeError, match="deep_every"):
         inferscope.trace(llama, deep_every=wrong)
+
+
+def test_a_record_says_where_the_budget_put_recording_off(transformers, prompt, monkeypatch):
+    model = build_llama(transformers)
+    _, first = traced(model, prompt)
+    assert PUT_OFF_NOTE not in first.record.notes
+    monkeypatch.setattr(BUDGET, "allows", lambda: False)
+    _, later = traced(model, prompt)
+    assert all(phase.deep is None for phase in later.record.phases)
+    assert PUT_OFF_NOTE in later.record.notes
+    assert PUT_OFF_NOTE in str(later).replace("\n  ", " ")

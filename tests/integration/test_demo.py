@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from inferscope.session import diagnose
+from inferscope import diagnose
 from inferscope.sinks.jsonl import read_records
 
 pytestmark = pytest.mark.smollm2

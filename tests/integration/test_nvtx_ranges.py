@@ -14,6 +14,7 @@ import inferscope
 from conftest import build_llama
 from inferscope import notices
 from inferscope.capture import intercept
+from inferscope.errors import SettingError
 from inferscope.settings import Settings
 from inferscope.testing.ranges import RecordedRanges
 
@@ -170,3 +171,15 @@ def test_asked_for_where_there_is_nothing_to_put_them_with_it_is_said_once(model
         model.generate(prompt(), max_new_tokens=2, do_sample=False)
     assert session.last.record.phase("decode").passes == 1
     assert "nvtx-unavailable" in notices._said
+
+
+def test_ranges_can_be_asked_for_in_the_call(model, monkeypatch):
+    ranges = RecordedRanges()
+    monkeypatch.setattr("inferscope.session.find_ranges", lambda: ranges)
+    with inferscope.trace(model, sinks=[], nvtx=True):
+        model.generate(prompt(), max_new_tokens=2, do_sample=False)
+    assert {path[-1] for path in ranges.paths} == {"request", "prefill", "decode"}
+    handle = inferscope.instrument(model, sinks=[], nvtx=False)
+    handle.remove()
+    with pytest.raises(SettingError, match="nvtx='yes'"):
+        inferscope.trace(model, sinks=[], nvtx="yes")

@@ -133,7 +133,7 @@ def _check_span_types(spans):
 def _check_metrics(inbox, records, spans):
     metrics = inbox.metrics()
     unseen = {"inferscope.request.launches_per_token", "inferscope.phase.launches", "inferscope.phase.device_time"}
-    assert METRICS.keys() - metrics.keys() <= {*unseen, "inferscope.overhead.estimate"}
+    assert METRICS.keys() - metrics.keys() <= {*unseen, "inferscope.overhead.estimate", "inferscope.overhead.share"}
     for name, metric in metrics.items():
         row = METRICS[name]
         data = getattr(metric, metric.WhichOneof("data"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from inferscope.analysis.roofline import Roofs, roofs_for
+from inferscope.analysis.roofline import Roofs, group_demand, roofs_for
 
 if TYPE_CHECKING:
     from inferscope.analysis.cost import PassCost
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from inferscope.records import GenerationRecord, OperatorTime, PhaseRecord
     from inferscope.specs import DeviceSpec
 
-__all__ = ["COSTED", "GroupRow", "operator_table"]
+__all__ = ["COSTED", "GroupRow", "operator_table", "why_unbound"]
 
 _S_TO_NS = 1e9
 COSTED = {"attention": "attention", "linear": "linear", "experts": "moe"}
@@ -73,12 +73,53 @@ def operator_table(
     """
     if phase.deep is None:
         return ()
-    roofs = None
-    if cost is not None and device is not None and phase.passes:
-        working_set = (cost.weight_bytes + cost.kv_read_bytes) / phase.passes
-        found = roofs_for(device, record.model.dtype, working_set)
-        roofs = found if isinstance(found, Roofs) else None
+    found = _roofs(record, phase, cost, device)
+    roofs = found if isinstance(found, Roofs) else None
     return tuple(_row(entry, phase, cost, roofs) for entry in phase.operators)
+
+
+def why_unbound(
+    record: GenerationRecord, phase: PhaseRecord, cost: PassCost | None, device: DeviceSpec | None
+) -> tuple[str, ...]:
+    """Why groups of a phase's table have no bound, a reason for all of them or one for those that lack it.
+
+    Args:
+        record: The request.
+        phase: Of it.
+        cost: As for `operator_table`.
+        device: Likewise.
+
+    Returns:
+        Nothing where each group has one, or no pass was recorded.
+    """
+    rows = operator_table(record, phase, cost, device)
+    without = [row.group for row in rows if row.bound is None]
+    if not without:
+        return ()
+    found = _roofs(record, phase, cost, device)
+    if isinstance(found, str):
+        return (found,)
+    uncounted = [row.group for row in rows if row.bound is None and row.flops is None]
+    timeless = [row.group for row in rows if row.bound is None and row.flops is not None]
+    reasons = []
+    if uncounted:
+        reasons.append(f"the cost model counts by use and not by name: it has no work of {', '.join(uncounted)}")
+    if timeless:
+        reasons.append(f"no time was recorded for {', '.join(timeless)}")
+    return tuple(reasons)
+
+
+def _roofs(
+    record: GenerationRecord, phase: PhaseRecord, cost: PassCost | None, device: DeviceSpec | None
+) -> Roofs | str:
+    """The roofs, or in words why there are none."""
+    if cost is None:
+        return record.model.cost_note or "the model's operators were not counted"
+    if device is None:
+        return "no ceilings are known: `inferscope calibrate` measures this machine's"
+    if not phase.passes:
+        return "the phase has no passes"
+    return roofs_for(device, record.model.dtype, (cost.weight_bytes + cost.kv_read_bytes) / phase.passes)
 
 
 def _row(entry: OperatorTime, phase: PhaseRecord, cost: PassCost | None, roofs: Roofs | None) -> GroupRow:
@@ -90,7 +131,7 @@ def _row(entry: OperatorTime, phase: PhaseRecord, cost: PassCost | None, roofs: 
         if parts:
             flops = sum(each.flops for each in parts) / phase.passes
             bytes_ = sum(each.bytes for each in parts) / phase.passes
-    bound, roof_share = _bound(time_ns, flops, bytes_, roofs)
+    bound, roof_share = _bound(entry.group, time_ns, flops, bytes_, roofs)
     return GroupRow(
         group=entry.group,
         time_ns=time_ns,
@@ -107,13 +148,14 @@ def _row(entry: OperatorTime, phase: PhaseRecord, cost: PassCost | None, roofs: 
 
 
 def _bound(
-    time_ns: float, flops: float | None, bytes_: float | None, roofs: Roofs | None
+    group: str, time_ns: float, flops: float | None, bytes_: float | None, roofs: Roofs | None
 ) -> tuple[Bound | None, float | None]:
     if flops is None or bytes_ is None or roofs is None or not time_ns:
         return None, None
-    compute_ns = _S_TO_NS * flops / roofs.compute.value
-    memory_ns = _S_TO_NS * bytes_ / roofs.memory.value
-    share = max(compute_ns, memory_ns) / time_ns
+    needed = group_demand(
+        group, flops=flops, moved_bytes=bytes_, flops_per_s=roofs.compute.value, bytes_per_s=roofs.memory.value
+    )
+    share = needed.needed_ns / time_ns
     if share < SLOW_SHARE:
         return "inefficient", share
-    return ("compute" if compute_ns >= memory_ns else roofs.memory_class), share
+    return ("compute" if needed.binds == "compute" else roofs.memory_class), share

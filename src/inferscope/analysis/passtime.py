@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from inferscope.analysis.kernels import product_shape
 from inferscope.analysis.machine import IN_MODEL
+from inferscope.analysis.roofline import group_demand
 from inferscope.analysis.verdict import BOUNDS
 
 if TYPE_CHECKING:
@@ -120,9 +121,9 @@ def at_end(machine: Machine, end: float) -> Machine:
 def _group(group: GroupCost, shape: PassShape, machine: Machine, cost: PassCost) -> dict[str, float]:
     rate, kind = _stream(shape, machine)
     flops_per_s = machine.attention_flops_per_s if group.group == "attention" else machine.compute_flops_per_s
-    compute_ns = 1e9 * group.flops / flops_per_s
-    memory_ns = 1e9 * _bytes(group, machine) / rate
-    needed: dict[str, float] = {"compute": compute_ns} if compute_ns >= memory_ns else {kind: memory_ns}
+    moved = _bytes(group, machine)
+    roof = group_demand(group.group, flops=group.flops, moved_bytes=moved, flops_per_s=flops_per_s, bytes_per_s=rate)
+    needed: dict[str, float] = {"compute" if roof.binds == "compute" else kind: roof.needed_ns}
     if machine.kernels is None:
         return {**needed, "overhead": _kernels(group, machine, cost) * machine.launch_ns}
     seen_ns = machine.kernels.group_ns(group, batch_size=shape.batch_size, q_len=shape.q_len, kv_len=shape.kv_len)

@@ -1,5 +1,8 @@
 """What the roofs demand of a phase: time by operator group, each bound by its own slower resource.
 
+`group_demand` is where an operator group meets two rates: verdicts, findings' savings, operator tables and predictions
+all take it from here, and differ in the rates that they hold it against.
+
 A phase is the sum over its operator groups, never the maximum of two sums: a phase can spend half of its time
 at one roof and half at the other.
 """
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     from inferscope.analysis.cost import PassCost
     from inferscope.specs import Ceiling, DeviceSpec
 
-__all__ = ["Demand", "GroupDemand", "Roofs", "demand", "roofs_for"]
+__all__ = ["Demand", "GroupDemand", "Roofs", "demand", "group_demand", "roofs_for"]
 
 _S_TO_NS = 1e9
 
@@ -53,6 +56,11 @@ class GroupDemand:
     def needed_ns(self) -> float:
         """The slower of the two."""
         return max(self.compute_ns, self.memory_ns)
+
+    @property
+    def binds(self) -> Literal["compute", "memory"]:
+        """Which of the two that is."""
+        return "compute" if self.compute_ns >= self.memory_ns else "memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +109,23 @@ def roofs_for(device: DeviceSpec, dtype: str | None, working_set_bytes: float) -
     return Roofs(compute=compute, memory=memory, memory_class="memory", kernel=kernel)
 
 
+def group_demand(
+    group: str, *, flops: float, moved_bytes: float, flops_per_s: float, bytes_per_s: float
+) -> GroupDemand:
+    """Time that one operator group takes where it is held up by its slower resource alone.
+
+    Args:
+        group: Its name.
+        flops: Of all of its operators.
+        moved_bytes: Likewise.
+        flops_per_s: Rate of arithmetic: a ceiling, or what operators reach of it.
+        bytes_per_s: Rate of memory, likewise.
+    """
+    return GroupDemand(
+        group=group, compute_ns=_S_TO_NS * flops / flops_per_s, memory_ns=_S_TO_NS * moved_bytes / bytes_per_s
+    )
+
+
 def demand(cost: PassCost, roofs: Roofs) -> Demand:
     """Time that the roofs demand for a cost, group by group.
 
@@ -108,18 +133,19 @@ def demand(cost: PassCost, roofs: Roofs) -> Demand:
     """
     groups = sorted(
         (
-            GroupDemand(
-                group=entry.group,
-                compute_ns=_S_TO_NS * entry.flops / roofs.compute.value,
-                memory_ns=_S_TO_NS * entry.bytes / roofs.memory.value,
+            group_demand(
+                entry.group,
+                flops=entry.flops,
+                moved_bytes=entry.bytes,
+                flops_per_s=roofs.compute.value,
+                bytes_per_s=roofs.memory.value,
             )
             for entry in cost.groups
         ),
         key=lambda entry: -entry.needed_ns,
     )
-    compute_bound = [entry.compute_ns >= entry.memory_ns for entry in groups]
     return Demand(
         groups=tuple(groups),
-        compute_ns=sum(entry.compute_ns for entry, bound in zip(groups, compute_bound, strict=True) if bound),
-        memory_ns=sum(entry.memory_ns for entry, bound in zip(groups, compute_bound, strict=True) if not bound),
+        compute_ns=sum(entry.needed_ns for entry in groups if entry.binds == "compute"),
+        memory_ns=sum(entry.needed_ns for entry in groups if entry.binds == "memory"),
     )

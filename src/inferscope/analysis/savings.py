@@ -231,7 +231,7 @@ def _dispatch_ns(phase: PhaseRecord, verdict: PhaseDiagnosis) -> float:
 def _work_terms(phase: PhaseRecord, verdict: PhaseDiagnosis, cost: PassCost, roofs: Roofs) -> dict[str, Term]:
     """The shares of compute and memory, each divided as the roofs' demand is."""
     needed = demand(cost, roofs)
-    by_memory = {entry.group for entry in needed.groups if entry.memory_ns > entry.compute_ns}
+    by_memory = {entry.group for entry in needed.groups if entry.binds == "memory"}
     moved = sum(entry.bytes for entry in cost.groups if entry.group in by_memory)
     kv = (cost.kv_read_bytes if _ATTENTION in by_memory else 0) + (
         cost.kv_write_bytes if "kv-cache" in by_memory else 0

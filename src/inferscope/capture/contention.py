@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from inferscope.capture.requests import RawRequest
 
-__all__ = ["TRAFFIC", "Interval", "Traffic", "overlap_ns", "taken_by_others", "union"]
+__all__ = ["TRAFFIC", "Interval", "Traffic", "device_of", "overlap_ns", "taken_by_others", "union"]
 
 Interval = tuple[int, int]
 CONTENDERS = 8
@@ -167,12 +167,12 @@ def taken_by_others(
         away_ns: For how long in each of them its thread did not run, and did not wait for its device.
     """
     others = TRAFFIC.beside(raw)
-    device = _device_of(raw.module()) if others else None
+    device = device_of(raw.module()) if others else None
     overlaps = []
     on_device: list[Interval] = []
     anywhere: list[Interval] = []
     for other in others:
-        same = device is not None and _device_of(other.raw.module()) == device
+        same = device is not None and device_of(other.raw.module()) == device
         at_work = union([*other.passes, *other.host])
         taken = _taken_by_phase(other.passes if same else [], at_work, spans, away_ns)
         overlaps.append(_contender(other.raw, sum(taken.values())))
@@ -207,7 +207,7 @@ def _contender(other: RawRequest, shared_ns: int) -> Contender:
     )
 
 
-def _device_of(module: Any) -> str | None:  # noqa: ANN401 - any module
+def device_of(module: Any) -> str | None:  # noqa: ANN401 - any module
     """Where a model's first parameter lies; None where there is no model any more, or no parameter."""
     first = next(module.parameters(), None) if module is not None else None
     return None if first is None else str(first.device)

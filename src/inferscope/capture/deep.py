@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from inferscope.meters.deep_ledger import DeviceSplit, HostSplit
     from inferscope.meters.sync_points import SyncDebug, SyncWindow
 
-__all__ = ["LARGEST_KEPT", "DeepMeter", "DeepSums", "NestedMeters", "Schedule", "debug_of", "schedule_of"]
+__all__ = [
+    "LARGEST_KEPT",
+    "PUT_OFF_NOTE",
+    "DeepMeter",
+    "DeepSums",
+    "NestedMeters",
+    "Schedule",
+    "debug_of",
+    "schedule_of",
+]
 
 LARGEST_KEPT = 20
 SLOW = 3
@@ -37,6 +46,9 @@ _SETTLED = 16
 _STEP = 32
 _INCOMPLETE = (
     "a recorded forward was left out: the device had not ended it when the next one began, and is not waited for"
+)
+PUT_OFF_NOTE = (
+    "no pass was recorded although one was due: what was sampled before is not yet within the overhead budget"
 )
 _DECODE_FROM = 2
 """The first recorded decode pass of a model: not the very first, which is slower than those that follow."""
@@ -74,7 +86,15 @@ class Schedule:
         first = index == 0
         if first not in self._had and (first or index >= _DECODE_FROM):
             return True
-        return (self._since >= every or self._slow) and self._budget.allows()
+        return self.is_due(every) and self._budget.allows()
+
+    def is_due(self, every: int) -> bool:
+        """Whether a pass would be recorded if only the budget allowed it.
+
+        Args:
+            every: One pass in so many.
+        """
+        return self._since >= every or self._slow
 
     def wants_waits(self, index: int) -> bool:
         """Whether a pass that is not recorded is to be looked at for waits: one after each that was.
@@ -165,6 +185,8 @@ class DeepMeter:
         elif self._schedule.wants(self._index, self._every):
             self._window = open_window(self._devices)
             self._began = self._index
+        elif self._schedule.is_due(self._every):
+            request.put_off += 1
 
     def end(self) -> None:
         """A forward has been issued.

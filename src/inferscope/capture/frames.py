@@ -160,7 +160,8 @@ class Request(RequestBase):
     `fold` takes the rows and marks gathered so far when there are too many of them. `companions` are other modules
     whose forwards belong to it, `meter` measures within them, and `inner` tells of the calls of `generate` that the
     model made itself. Of some forwards there is more: `windows` is what was recorded, `counts` what was counted at the
-    driver and when, `sync_windows` where the host waited; `sampled_ns` is our own time that went into it.
+    driver and when, `sync_windows` where the host waited; `sampled_ns` is our own time that went into it,
+    and `put_off` how many forwards would have been recorded if the budget had allowed it.
     `cache_class` and `compiled` tell forwards of one request from those of another that launch otherwise.
 
     Attributes:
@@ -185,6 +186,7 @@ class Request(RequestBase):
         "left_ns",
         "marks",
         "meter",
+        "put_off",
         "returned_ns",
         "sampled_ns",
         "started_ns",
@@ -229,6 +231,7 @@ class Request(RequestBase):
         self.sync_windows: list[SyncWindow] = []
         self.counts: list[tuple[int, Counts]] = []
         self.sampled_ns = 0
+        self.put_off = 0
         self.cache_class: str | None = None
         self.compiled = False
         self.thread = threading.get_ident()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from inferscope.capture.busy import BusyTable
 from inferscope.capture.census import Census
 from inferscope.capture.contention import taken_by_others
+from inferscope.capture.deep import PUT_OFF_NOTE
 from inferscope.capture.frames import UNREADABLE, Flag, Mark, Row
 from inferscope.capture.passes import ENCODE, PREFILL, PassName
 from inferscope.capture.phases import Cycle, PhaseSums, Tally
@@ -362,7 +363,7 @@ class Resolver:
             pass_samples_dropped=self._samples_dropped,
             status="aborted" if raw.error_type else "ok",
             error_type=raw.error_type,
-            notes=self._notes(loop=raw.loop),
+            notes=self._notes(loop=raw.loop, put_off=request.put_off > 0 and not any(phase.deep for phase in phases)),
             contended_with=contended_with,
             process=raw.process,
             **counts,
@@ -440,8 +441,10 @@ class Resolver:
             output_len = passes + 1 if single and self._prompts <= 1 else None
         return self._batch_size, None if prefill is None else prefill.tokens, output_len
 
-    def _notes(self, *, loop: bool) -> tuple[str, ...]:
+    def _notes(self, *, loop: bool, put_off: bool) -> tuple[str, ...]:
         notes = []
+        if put_off:
+            notes.append(PUT_OFF_NOTE)
         if loop:
             notes.append(
                 "a hand-written loop: its tokens are derived from its forwards, one from each and padding included"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import inferscope
+from inferscope.analysis.comparison import compare
 from inferscope.cli.known_devices import KnownDevices
 from inferscope.errors import InferscopeError, RecordFormatError, SettingError
 from inferscope.hardware.catalog import catalog
@@ -140,11 +140,7 @@ def _lines(path: Path) -> int:
 def _changes(
     before_paths: list[Path], paths: list[Path], before: Digest, found: Digest, known: KnownDevices
 ) -> Changes:
-    """With intervals, where what makes them is installed and finds requests to compare; else medians."""
-    try:
-        compare = importlib.import_module("inferscope.analysis.comparison").compare
-    except ImportError:
-        return medians(before, found)
+    """With intervals, where there are requests to compare; else medians."""
     try:
         result = compare(_read(before_paths, {}), _read(paths, {}), ceilings=known.of)
     except InferscopeError as error:

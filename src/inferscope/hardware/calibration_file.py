@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from inferscope.specs import Ceiling
 
-__all__ = ["DTYPES", "SCHEMA", "CalibrationFile", "file_of", "read", "read_device", "write"]
+__all__ = ["DTYPES", "SCHEMA", "CalibrationFile", "file_of", "read", "read_device", "stored", "write"]
 
 SCHEMA = 1
 """Version of the file's layout."""
@@ -88,6 +88,19 @@ def read(path: Path, expect_key: str) -> CalibrationFile:
         return _decode(data, expect_key)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CalibrationError(f"{path}: {error}; {_REMEDY}") from error
+
+
+def stored(folder: Path, key: str) -> DeviceSpec | None:
+    """The device with that key as it was calibrated; None where no file of it is there that can be used.
+
+    Args:
+        folder: Of the calibrations.
+        key: As `DeviceSpec.key`.
+    """
+    try:
+        return read(file_of(folder, key), key).device
+    except CalibrationError:  # there is none, or it is of an older layout: whoever calibrates is told
+        return None
 
 
 def read_device(path: Path) -> DeviceSpec:

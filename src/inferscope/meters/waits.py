@@ -15,7 +15,7 @@ import torch
 
 from inferscope.meters.placement import Side
 
-__all__ = ["COPIES", "Reason", "launches", "reason"]
+__all__ = ["COPIES", "WAITING", "Reason", "launches", "reason"]
 
 READS = "the host reads a value: it is copied from the device, after everything queued before it is done"
 TO_HOST = "copies from the device to the host, and the host waits for it"
@@ -205,3 +205,6 @@ _RULES: dict[str, _Rule] = {
     "multinomial": _multinomial,
     "normal": _normal,
 }
+
+WAITING = frozenset(_RULES)
+"""Operators that may make the host wait, without namespace and overload."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inferscope.report.chart import COLOURS, Chart, Drawing, Grid, in_chart, setup_label
+from inferscope.report.comparison import headline, opinion_lines
 from inferscope.report.digest import SetupSum
 from inferscope.report.phase_sums import median
 from inferscope.report.units import UNKNOWN, clean, count, duration_ns, ratio
 
 if TYPE_CHECKING:
+    from inferscope.analysis.change import Change as ChangeOfOne
+    from inferscope.analysis.comparison import Comparison
     from inferscope.report.digest import Digest, Setup
 
 __all__ = ["Change", "Changes", "change_chart", "change_grid", "compared", "medians"]
 
 NO_INTERVAL = "no interval"
+_SECTIONS = {"Verdicts": "verdict", "Predicted and achieved": "prediction", "Output tokens": "output tokens"}
+"""What a comparison says in words, and how a note on it begins; what it cannot tell stands in the rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,31 +97,41 @@ def _only(when: str, these: dict[Setup, SetupSum], those: dict[Setup, SetupSum])
     return [f"only {when}, compared with nothing: {'; '.join(alone)}"] if alone else []
 
 
-def compared(result: Any) -> Changes:  # noqa: ANN401 - read by its attributes, the comparison is optional
-    """A `Comparison` of inferscope.analysis.comparison: its times, with its intervals and answers."""
+def compared(result: Comparison) -> Changes:
+    """What `inferscope.compare` found: its times, with its intervals and answers, and what else it says in words."""
     rows = tuple(
         Change(
-            what=each.metric,
+            what=clean(each.metric),
             before_ns=each.baseline,
             after_ns=each.candidate,
             before_count=each.baseline_observations,
             after_count=each.candidate_observations,
-            ratio=each.ratio.value if each.ratio is not None else None,
-            low=each.ratio.low if each.ratio is not None else None,
-            high=each.ratio.high if each.ratio is not None else None,
+            ratio=each.ratio.value,
+            low=each.ratio.low,
+            high=each.ratio.high,
             verdict=f"{each.answer}: {each.why}" if each.why else each.answer,
         )
         for each in result.changes
         if each.kind == "time" and each.ratio is not None
     )
+    _, matched = headline(result)
     notes = [f"not the same work: {each.what} was {each.baseline}, is {each.candidate}" for each in result.differences]
-    notes += [f"the verdict on {each.phase} was {each.baseline}, is {each.candidate}" for each in _flips(result)]
-    method = f"Requests matched: {result.matching}; intervals as inferscope compare has them."
-    return Changes(rows=rows, method=method, notes=tuple(clean(note) for note in (*notes, *result.notes)))
+    notes += [
+        f"{each.metric}: {ratio(each.baseline)} before, {ratio(each.candidate)} after" for each in _counts(result)
+    ]
+    notes += [
+        line if title == "Notes" else f"{_SECTIONS[title]}: {line}"
+        for title, lines in opinion_lines(result)
+        if title == "Notes" or title in _SECTIONS
+        for line in lines
+    ]
+    method = f"Requests {matched}; intervals as inferscope compare has them."
+    return Changes(rows=rows, method=clean(method), notes=tuple(clean(note) for note in notes))
 
 
-def _flips(result: Any) -> list[Any]:  # noqa: ANN401 - as above
-    return [each for each in result.verdicts if each.flipped]
+def _counts(result: Comparison) -> list[ChangeOfOne]:
+    """Counts (launches, syncs, operators per token) that are not what they were."""
+    return [each for each in result.changes if each.kind == "count" and each.answer in {"less", "more"}]
 
 
 def _by_work(found: Digest) -> dict[Setup, SetupSum]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from inferscope.analysis.diagnosis import diagnose
 from inferscope.analysis.findings import find
 from inferscope.analysis.verdict import Result
+from inferscope.report.launch_sums import LaunchSums
 from inferscope.report.operator_sums import OperatorSums
 from inferscope.report.phase_sums import PhaseSum, SketchSum
 from inferscope.report.summary import segments
@@ -225,6 +226,7 @@ class Digest:
         setups: Sums by setup.
         findings: By (model, code, phase).
         operators: Of recorded passes.
+        launches: What passes start and wait for, and what inferscope costs.
         rows: Every so many requests, and the slowest, with their ledgers.
         worst_causes: What made the slowest passes of all requests slow: how many of them by cause.
     """
@@ -244,6 +246,7 @@ class Digest:
         self.setups: dict[Setup, SetupSum] = {}
         self.findings: dict[tuple[str, str, str | None], FindingSum] = {}
         self.operators = OperatorSums()
+        self.launches = LaunchSums()
         self.worst_causes: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.versions: Counter[str] = Counter()
@@ -267,6 +270,7 @@ class Digest:
         self._passes(record)
         closely = (setup.requests - 1) % self.stride == 0
         self.operators.add(record)
+        self.launches.add(record)
         if closely or self._is_slow(record):
             result = self._judged(record)
             if closely:

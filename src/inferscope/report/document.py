@@ -56,6 +56,9 @@ def document(report: Report) -> dict[str, Any]:
         ],
         "slow_passes": [asdict(each) for each in found.slow_passes],
         "operators": _operators(found),
+        "launches": _launches(found),
+        "waits": _waits(found),
+        "own_overhead": None if found.launches.own is None else asdict(found.launches.own),
         "devices": [asdict(device) for device in report.devices],
         "datasheets": [asdict(device) for device in report.datasheets.values()],
         "changes": None if report.changes is None else asdict(report.changes),
@@ -126,6 +129,32 @@ def _operators(found: Digest) -> list[dict[str, Any]]:
             "roof_share": each.middle("roof_share"),
         }
         for key, each in found.operators.by_key.items()
+    ]
+
+
+def _launches(found: Digest) -> list[dict[str, Any]]:
+    return [
+        {
+            **asdict(each.latest),
+            "model": kind.model,
+            "phase": kind.phase,
+            "passes": each.passes,
+            "change": each.alarm or None,
+        }
+        for kind, each in found.launches.steps.items()
+    ]
+
+
+def _waits(found: Digest) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": model,
+            "phase": phase,
+            "place": place,
+            "count": number,
+            "passes_looked_at": found.launches.looked[model, phase],
+        }
+        for (model, phase, place), number in found.launches.waits.most_common()
     ]
 
 

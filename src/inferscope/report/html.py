@@ -18,6 +18,8 @@ from inferscope.report import charts, story
 from inferscope.report.ceilings import ceilings, device_title
 from inferscope.report.changes import change_chart, change_grid
 from inferscope.report.chart import Grid
+from inferscope.report.launch_sums import launch_grid, side_lines, wait_grid
+from inferscope.report.launches import overhead_lines
 from inferscope.report.shapes import shapes
 from inferscope.report.summary import PROVENANCE
 from inferscope.report.timeline import timeline
@@ -43,6 +45,7 @@ _SECTIONS = (
     ("gaps", "Gaps"),
     ("timeline", "Timeline"),
     ("operators", "Operators"),
+    ("launches", "Launches and waits"),
     ("shapes", "Batch and prompt"),
     ("requests", "Requests"),
     ("provenance", "How this is known"),
@@ -112,6 +115,7 @@ def _words(report: Report) -> dict[str, Any]:
         "ran": story.when(found),
         "looked_at": story.looked_at(found),
         "overhead": story.overhead(found),
+        "own": overhead_lines(found.launches.own),
         "ceilings_line": _ceilings_line(report),
         "phases": story.phases(found),
         "changes": report.changes,
@@ -121,6 +125,11 @@ def _words(report: Report) -> dict[str, Any]:
         "slow_passes": story.slow_passes(found),
         "causes": story.causes(found),
         "operators": story.operators(found),
+        "sides": side_lines(found.launches),
+        "launches": launch_grid(found.launches),
+        "waits": wait_grid(found.launches),
+        "left_out": found.launches.left_out,
+        "looked_at_for_waits": sum(found.launches.looked.values()),
         "requests": story.requests(found),
         "devices": [_device(device) for device in report.devices]
         + [_device(device) for device in report.datasheets.values() if device not in report.devices],

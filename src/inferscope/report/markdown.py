@@ -9,6 +9,8 @@ from inferscope.report import story
 from inferscope.report.ceilings import device_title
 from inferscope.report.changes import change_grid
 from inferscope.report.charts import ledger
+from inferscope.report.launch_sums import launch_grid, wait_grid
+from inferscope.report.launches import WAITS_TITLE, overhead_lines
 from inferscope.report.units import clean, count
 
 if TYPE_CHECKING:
@@ -44,13 +46,22 @@ def markdown(report: Report) -> Iterator[str]:
     grid = story.operators(found)
     if grid.rows:
         yield from _table("Operators of recorded passes", grid)
+    for title, each in (("Launches per pass", launch_grid(found.launches)), (WAITS_TITLE, wait_grid(found.launches))):
+        if each.rows:
+            yield from _table(title, each)
     grid = story.slow_passes(found)
     if grid.rows:
         yield from _table("Slowest passes", grid)
     yield "### How this is known\n\n"
     held = "; ".join(device_title(device) for device in report.devices) or "no ceilings, so no verdict names a bound"
     files = ", ".join(f"{each.path} ({count(each.records)} records)" for each in report.sources)
-    lines = [story.looked_at(found), story.overhead(found), f"Held against {held}.", *report.unjudged]
+    lines = [
+        story.looked_at(found),
+        story.overhead(found),
+        *overhead_lines(found.launches.own),
+        f"Held against {held}.",
+        *report.unjudged,
+    ]
     lines += [f"Records: {files}; ran {story.when(found)}.", *_baseline(report), f"inferscope {report.version}."]
     yield from (f"- {_text(line)}\n" for line in lines)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from inferscope.analysis.operators import operator_table
+from inferscope.analysis.operators import operator_table, why_unbound
 from inferscope.report.units import UNKNOWN, clean, count, duration_ns, percent, scaled
 
 if TYPE_CHECKING:
@@ -22,12 +22,16 @@ _LARGEST_SHOWN = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorTable:
-    """One phase: what was recorded, the lines of cells with a heading first, and the largest single operators."""
+    """One phase: what was recorded, the lines of cells with a heading first, and the largest single operators.
+
+    `sides` is where the host's and the device's time went, `unbound` why groups have no bound.
+    """
 
     lead: str
     rows: tuple[tuple[str, ...], ...]
     largest: str
     sides: tuple[str, ...] = ()
+    unbound: tuple[str, ...] = ()
 
 
 def operator_tables(result: Result) -> tuple[OperatorTable, ...]:
@@ -37,13 +41,15 @@ def operator_tables(result: Result) -> tuple[OperatorTable, ...]:
         if phase.deep is None:
             continue
         verdict = result.diagnosis.phase(phase.name)
-        rows = operator_table(result.record, phase, verdict.cost if verdict else None, result.diagnosis.device)
+        asked = (result.record, phase, verdict.cost if verdict else None, result.diagnosis.device)
+        rows = operator_table(*asked)
         tables.append(
             OperatorTable(
                 lead=f"{clean(phase.name)}: {_lead(phase.deep, phase.passes)}",
                 rows=(_HEADING, *map(_cells, rows), _python_cells(phase.deep)),
                 largest=_largest(phase.deep),
                 sides=_sides(phase.deep),
+                unbound=tuple(f"bound {UNKNOWN}: {clean(reason)}" for reason in why_unbound(*asked)),
             )
         )
     return tuple(tables)

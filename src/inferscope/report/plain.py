@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from inferscope.report import summary
+from inferscope.report.launches import LAUNCHES_TITLE, WAITS_TITLE, launch_lines, overhead_lines, wait_lines
 from inferscope.report.operators import operator_tables
 from inferscope.report.units import clean, duration_ns, percent
 
@@ -41,12 +42,14 @@ def to_text(result: Result, *, width: int = 80) -> str:
     lines += _wrapped(summary.PROVENANCE, width)
     for recorded in operator_tables(result):
         lines += ["", *_wrapped(recorded.lead, width), *_columns(recorded.rows, width=width)]
-        for line in (*recorded.sides, recorded.largest):
+        for line in (*recorded.sides, recorded.largest, *recorded.unbound):
             lines += _wrapped(line, width)
+    lines += _section(LAUNCHES_TITLE, launch_lines(record), width)
+    lines += _section(WAITS_TITLE, wait_lines(record), width)
     lines += _section("Verdict", summary.verdict_lines(result), width)
     lines += ["", "Ledger", *_ledger(record, width)]
     lines += _section("Slowest passes", summary.worst_lines(record), width)
-    lines += _section("inferscope's own time", [summary.self_time(record)], width)
+    lines += _section("inferscope's own time", [summary.self_time(record), *overhead_lines(record.own_overhead)], width)
     lines += ["", *_findings(result, width)]
     lines += _section("Missing here", summary.notes(result), width)
     return "\n".join(line.rstrip() for line in lines)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from inferscope.report import summary
 from inferscope.report.ceilings import ceilings, device_title
+from inferscope.report.launches import LAUNCHES_TITLE, WAITS_TITLE, launch_lines, overhead_lines, wait_lines
 from inferscope.report.operators import OPERATORS_TITLE, operator_tables
 from inferscope.report.plain import bar, phase_labels
 from inferscope.report.units import clean, duration_ns, percent
@@ -62,13 +63,16 @@ class ResultView:
         yield Text(summary.device_line(result), style="dim")
         yield from _phases(result, width)
         yield from _operators(result)
+        yield from _section(LAUNCHES_TITLE, launch_lines(result.record))
+        yield from _section(WAITS_TITLE, wait_lines(result.record))
         yield from _section("Verdict", summary.verdict_lines(result))
         yield from _title("Ledger")
         yield _ledger(result.record, width)
         yield from _title("Latency")
         yield _latencies(result.record)
         yield from _section("Slowest passes", summary.worst_lines(result.record))
-        yield from _section("inferscope's own time", [summary.self_time(result.record)])
+        own = [summary.self_time(result.record), *overhead_lines(result.record.own_overhead)]
+        yield from _section("inferscope's own time", own)
         yield from _findings(result)
         yield from _section("Missing here", summary.notes(result))
 
@@ -159,7 +163,7 @@ def _operators(result: Result) -> Iterator[RenderableType]:
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         yield table
-        yield from (Text(line, style="dim") for line in (*each.sides, each.largest))
+        yield from (Text(line, style="dim") for line in (*each.sides, each.largest, *each.unbound))
 
 
 def _ledger(record: GenerationRecord, width: int) -> RenderableType:

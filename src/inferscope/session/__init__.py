@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from inferscope.errors import SettingError
-from inferscope.session.results import Result, diagnose
 from inferscope.session.sessions import EverySession, Session
 from inferscope.settings import (
     Settings,
@@ -21,6 +20,7 @@ from inferscope.settings import (
     checked_detail,
     checked_every,
     checked_rate,
+    checked_switch,
 )
 from inferscope.sinks.base import resolve_sinks
 from inferscope.specs import DeviceSpec
@@ -28,7 +28,7 @@ from inferscope.specs import DeviceSpec
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["EverySession", "Instrumentation", "Result", "Session", "diagnose", "instrument", "observe_every", "trace"]
+__all__ = ["EverySession", "Instrumentation", "Session", "instrument", "observe_every", "trace"]
 
 
 class Instrumentation:
@@ -74,6 +74,7 @@ def trace(  # noqa: PLR0913 - one keyword per setting
     plug_every: int | None = None,
     deep_every: int | None = None,
     counters: str | None = None,
+    nvtx: bool | None = None,
     overhead_budget: float | None = None,
 ) -> Session:
     """Observe every `generate` of a model while the session is open.
@@ -99,6 +100,7 @@ def trace(  # noqa: PLR0913 - one keyword per setting
             none; None reads INFERSCOPE_DEEP_EVERY.
         counters: "native" counts launches, waits and copies at the CUDA driver in some requests, through libcupti;
             None reads INFERSCOPE_COUNTERS.
+        nvtx: Put NVTX ranges around requests and forwards, for NVIDIA's profilers; None reads INFERSCOPE_NVTX.
         overhead_budget: Share of the time (0..1) that our own work may take. What is sampled is put off to keep it;
             where it is set, requests go unobserved, too, once that has to be. None reads INFERSCOPE_OVERHEAD_BUDGET.
 
@@ -122,6 +124,8 @@ def trace(  # noqa: PLR0913 - one keyword per setting
         settings = replace(settings, deep_every=checked_every(deep_every, where="deep_every"))
     if counters is not None:
         settings = replace(settings, counters=checked_counters(counters, where="counters"))
+    if nvtx is not None:
+        settings = replace(settings, nvtx=checked_switch(nvtx, where="nvtx"))
     if overhead_budget is not None:
         share = checked_budget(overhead_budget, where="overhead_budget")
         settings = replace(settings, overhead_budget=share, budget_asked=True)
@@ -145,6 +149,7 @@ def instrument(  # noqa: PLR0913 - one keyword per setting
     plug_every: int | None = None,
     deep_every: int | None = None,
     counters: str | None = None,
+    nvtx: bool | None = None,
     overhead_budget: float | None = None,
 ) -> Instrumentation:
     """Observe every `generate` of a model from now on: `trace` for a server, without a block.
@@ -158,6 +163,7 @@ def instrument(  # noqa: PLR0913 - one keyword per setting
         plug_every: See `trace`.
         deep_every: See `trace`.
         counters: See `trace`.
+        nvtx: See `trace`.
         overhead_budget: See `trace`.
 
     Returns:
@@ -176,6 +182,7 @@ def instrument(  # noqa: PLR0913 - one keyword per setting
             plug_every=plug_every,
             deep_every=deep_every,
             counters=counters,
+            nvtx=nvtx,
             overhead_budget=overhead_budget,
         )
     )

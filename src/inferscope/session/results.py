@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 from inferscope import notices
-from inferscope.analysis import diagnosis, verdict
-from inferscope.analysis.findings import Surroundings, find
+from inferscope.analysis import diagnosis
+from inferscope.analysis.findings import find
 from inferscope.analysis.raising import raised
 from inferscope.capture.arms import arms_of
 from inferscope.errors import InferscopeError
 from inferscope.hardware import calibration, probe
+from inferscope.opinion import Result
 from inferscope.records import OwnOverhead
-from inferscope.report.plain import to_text
 from inferscope.session.models import MODELS
+from inferscope.surroundings import Around
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,20 +29,15 @@ if TYPE_CHECKING:
     from inferscope.settings import Settings
     from inferscope.specs import DeviceSpec
 
-__all__ = ["Maker", "Result", "diagnose"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result(verdict.Result):
-    """What is known of one request; printing it shows a table."""
-
-    def __str__(self) -> str:
-        """The result as plain text."""
-        return to_text(self)
+__all__ = ["Maker"]
 
 
 class Maker:
-    """Makes the results of one session, on the background thread."""
+    """Makes the results of one session, on the background thread.
+
+    Attributes:
+        around: What is known beside the records.
+    """
 
     def __init__(
         self, settings: Settings, device: DeviceSpec | None, governor: Governor, breathe: Callable[[], None]
@@ -59,6 +55,7 @@ class Maker:
         self._device_known = device is not None
         self._governor = governor
         self._breathe = breathe
+        self.around = Around()
 
     def make(self, raw: Finished, begun: Begun) -> Result:
         """The result of a finished request."""
@@ -107,12 +104,8 @@ class Maker:
         self._raise_roofs(record)
         opinion = diagnosis.diagnose(record, device=self._device)
         self._breathe()
-        return Result(
-            record=record,
-            diagnosis=opinion,
-            findings=find(record, opinion),
-            parent_context=parent_context,
-        )
+        result = Result(record=record, diagnosis=opinion, findings=(), parent_context=parent_context)
+        return replace(result, findings=find(record, opinion, surroundings=self.around.of(result)))
 
     def _raise_roofs(self, record: GenerationRecord) -> None:
         """Judge this request and those that follow by what it proves about the device, and say so once."""
@@ -128,27 +121,6 @@ class Maker:
                 device=higher.name,
                 request=record.request_id,
             )
-
-
-def diagnose(
-    record: GenerationRecord, *, device: DeviceSpec | None = None, surroundings: Surroundings | None = None
-) -> Result:
-    """The opinion on a stored record.
-
-    Args:
-        record: What was measured.
-        device: Ceilings to judge by; None takes those of this machine if the record was made on it, else none.
-        surroundings: What is known beside the record (`inferscope.analysis.findings.Surroundings`): a window of the
-            GPU, the load, a lint report, retries of the allocator.
-
-    Returns:
-        Record, verdict and findings.
-    """
-    if device is None:
-        known = calibration.current_device_spec((record.model.device or "cpu").partition(":")[0])
-        device = known if record.device_key in {None, known.key} else None
-    opinion = diagnosis.diagnose(record, device=device)
-    return Result(record=record, diagnosis=opinion, findings=find(record, opinion, surroundings=surroundings))
 
 
 def _rank() -> int | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from inferscope import losses, notices
 from inferscope.capture import intercept, introspect
+from inferscope.capture.contention import device_of
 from inferscope.capture.frames import CURRENT
 from inferscope.errors import NotAModelError
 from inferscope.meters.budget import Governor
@@ -22,13 +23,14 @@ from inferscope.pipeline import Pipeline
 from inferscope.session.inbox import EveryInbox, Inbox, ambient_context, say_sink_failed
 from inferscope.session.results import Maker
 from inferscope.sinks.base import EarlySink
+from inferscope.surroundings import Around
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from inferscope.capture.requests import Begun, Finished
-    from inferscope.session.results import Result
+    from inferscope.opinion import Result
     from inferscope.settings import Settings
     from inferscope.sinks.base import Sink
     from inferscope.specs import DeviceSpec
@@ -105,6 +107,8 @@ class Session:
                 name = introspect.name_of(target)
                 inbox = Inbox(self._receive, self._settings, self.governor, self._sinks, name)
                 self._attachment = intercept.attach(target, inbox)
+                with contextlib.suppress(Exception):  # what it is for is less than the session
+                    self._maker.around.open(device_of(target))
                 self.governor.open()
                 _PIPELINE.open()
         return self
@@ -152,6 +156,7 @@ class Session:
     def after_fork(self) -> None:
         """In a forked child: what the parent's threads held, or had begun, is not ours."""
         self._changed, self._entering, self._pending = threading.Condition(), threading.Lock(), 0
+        self._maker.around = Around()
         for sink in self._sinks:
             forget = getattr(sink, "after_fork", None)
             if forget is not None:

@@ -7,7 +7,7 @@ for is under `inferscope`. Attributes take few values: those that a program coul
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from inferscope.analysis.verdict import BOUNDS
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from inferscope.analysis.verdict import PhaseDiagnosis, Result
-    from inferscope.records import GenerationRecord, PhaseRecord
+    from inferscope.records import GenerationRecord, OwnOverhead, PhaseRecord
 
 __all__ = ["ACTIVE", "BASE_KEYS", "DROPPED", "REQUEST_METRICS", "Point", "RequestMetric", "metrics_markdown"]
 
@@ -180,15 +180,36 @@ def _counted(field: str) -> Callable[[Result], Iterator[Point]]:
     return read
 
 
-def _per_token(field: str) -> Callable[[GenerationRecord], float | None]:
-    """Of decode, by pass: each of its passes makes one new token of every sequence."""
+def _launches_per_token(result: Result) -> Iterator[Point]:
+    """Of decode, each pass of which makes one new token of every sequence: of all passes, or of those of kinds known.
 
-    def value(record: GenerationRecord) -> float | None:
-        decode = record.phase("decode")
-        number = None if decode is None else getattr(decode, field)
-        return None if decode is None or number is None or not decode.passes else number / decode.passes
+    A count of an operator stands for no kernel, and one that never settles for no pass.
+    """
+    decode = result.record.phase("decode")
+    if decode is None or not decode.passes:
+        return
+    if decode.launches is not None and decode.launches_source is not None:
+        yield Point(decode.launches / decode.passes, {"inferscope.source": decode.launches_source}, "decode")
+        return
+    steps = [step for step in decode.steps if step.unit == "kernel" and not step.varies]
+    passes = sum(step.passes for step in steps)
+    if passes:
+        source = "native" if all(step.source == "native" for step in steps) else "deep"
+        mean = sum(step.passes * step.launches for step in steps) / passes
+        yield Point(mean, {"inferscope.source": source}, "decode")
 
-    return value
+
+def _syncs_per_token(result: Result) -> Iterator[Point]:
+    """Reads between the forwards of decode, and the waits within these where they were counted."""
+    decode = result.record.phase("decode")
+    if decode is None or not decode.passes:
+        return
+    inside = [(step.passes, step.syncs) for step in decode.steps if step.syncs is not None]
+    if decode.syncs is None and not inside:
+        return
+    passes = sum(number for number, _ in inside)
+    within = sum(number * syncs for number, syncs in inside) / passes if passes else 0.0
+    yield Point((decode.syncs or 0) / decode.passes + within, {}, "decode")
 
 
 def _gap(name: str) -> Callable[[GenerationRecord], float | None]:
@@ -201,11 +222,15 @@ def _self_share(record: GenerationRecord) -> float | None:
 
 def _estimate(result: Result) -> Iterator[Point]:
     """What tracing costs per token by comparison of requests, of records that have such a comparison."""
-    own: Any = getattr(result.record, "own_overhead", None)
-    for limit, field in (("low", "low_ns"), ("middle", "per_token_ns"), ("high", "high_ns")):
-        value_ns: float | None = getattr(own, field, None)
-        if value_ns is not None:
-            yield Point(value_ns / 1e9, {"inferscope.limit": limit})
+    own = result.record.own_overhead
+    if own is not None:
+        for limit, value_ns in (("low", own.low_ns), ("middle", own.per_token_ns), ("high", own.high_ns)):
+            if value_ns is not None:
+                yield Point(value_ns / 1e9, {"inferscope.limit": limit})
+
+
+def _own(value: Callable[[OwnOverhead], float | None]) -> Callable[[GenerationRecord], float | None]:
+    return lambda record: None if record.own_overhead is None else value(record.own_overhead)
 
 
 # fmt: off
@@ -232,11 +257,13 @@ REQUEST_METRICS: tuple[RequestMetric, ...] = (
                   meaning="A request's 99th percentile of the gaps between consecutive tokens, within 1 %.",
                   read=_one(_gap("p99"), "decode")),
     RequestMetric(name="inferscope.request.launches_per_token", kind="histogram", unit="{launch}", borders=_COUNTS,
-                  meaning="Kernels launched per pass of decode, which makes one new token of each sequence.",
-                  read=_one(_per_token("launches"), "decode")),
+                  attributes=("inferscope.source",),
+                  meaning="Kernels launched per pass of decode, which makes one new token of each sequence: over all "
+                  "passes, or over those of kinds that were counted (`native` at the driver, `deep` recorded).",
+                  read=_launches_per_token),
     RequestMetric(name="inferscope.request.syncs_per_token", kind="histogram", unit="{sync}", borders=_COUNTS,
-                  meaning="Host reads seen per pass of decode: a lower bound.",
-                  read=_one(_per_token("syncs"), "decode")),
+                  meaning="Host reads seen per pass of decode, and waits within it where these were counted: a lower "
+                  "bound.", read=_syncs_per_token),
     RequestMetric(name="inferscope.requests", kind="counter", unit="{request}",
                   attributes=("inferscope.status", "error.type"), meaning="Requests that have ended.", read=_requests),
     RequestMetric(name="inferscope.request.tokens", kind="counter", unit="{token}", attributes=("gen_ai.token.type",),
@@ -277,6 +304,15 @@ REQUEST_METRICS: tuple[RequestMetric, ...] = (
                   meaning="Newest live estimate of what tracing costs per new token, `middle` of its interval from "
                   "`low` to `high`; below 0 where noise exceeds it, absent where requests were not compared.",
                   read=_estimate),
+    RequestMetric(name="inferscope.overhead.share", kind="gauge", unit="1",
+                  meaning="Own measured time over the wall of the latest observed requests (0..1), what is sampled "
+                  "left out; absent before 32 of them.", read=_one(_own(lambda own: own.self_share))),
+    RequestMetric(name="inferscope.overhead.budget", kind="gauge", unit="1",
+                  meaning="Share of the time that inferscope's own work may take (0..1).",
+                  read=_one(_own(lambda own: own.budget_share))),
+    RequestMetric(name="inferscope.overhead.observed_share", kind="gauge", unit="1",
+                  meaning="Share of requests that are observed (0..1).",
+                  read=_one(_own(lambda own: own.observed_share))),
 )
 # fmt: on
 """What one request adds to, in the order of the reference."""

@@ -27,6 +27,7 @@ from inferscope.analysis.findings import CODES, Surroundings, find
 from inferscope.analysis.savings import Change, Term, change_phase, terms_of
 from inferscope.analysis.workload import Workload
 from inferscope.records import Contender, DeviceTime, ProcessState, RequestOptions, WorstPass
+from inferscope.specs import BASIS, PeakTerms
 from inferscope.syncs import LintReport, SyncPoint
 from inferscope.testing import make_gpu_sample
 
@@ -88,6 +89,17 @@ def eager(attention):
     return request(model(MEMORY, groups=(SCORES,), attention=attention), phase("prefill", 2 * MS))
 
 
+def holding():
+    """A model whose weights and highest moments are 1,000,000 bytes."""
+    spec = model(MEMORY, weight_bytes=600_000)
+    peaks = tuple(
+        PeakTerms(regime=regime, segment="", live_bytes=(400_000, *[0] * (len(BASIS) - 1)))
+        for regime in ("prefill", "decode", "continuation")
+    )
+    spec = replace(spec, cost=replace(spec.cost, peaks=peaks))
+    return request(spec, phase("decode", MS), batch_size=1, input_tokens=8, output_len=4)
+
+
 def decode(work, forward_ns=MS, **options):
     return request(model(work), phase("decode", forward_ns, **options))
 
@@ -140,9 +152,14 @@ CASES = {
     "beams-multiply-work": (beamed(8), beamed(1)),
     "faster-dtype-unused": (decode(MEMORY), request(model(MEMORY, dtype="bfloat16"), phase("decode", MS))),
     "allocator-retries": (decode(MEMORY), decode(MEMORY)),
+    "memory-nearly-full": (holding(), holding()),
     "server-underloaded": (decode(MEMORY), decode(MEMORY)),
 }
-DEVICES = {"matrix-shapes-odd": (GPU, GPU), "faster-dtype-unused": (TWO_DTYPES, TWO_DTYPES)}
+DEVICES = {
+    "memory-nearly-full": tuple(replace(DEVICE, memory_bytes=size) for size in (1_020_000, 4_000_000)),
+    "matrix-shapes-odd": (GPU, GPU),
+    "faster-dtype-unused": (TWO_DTYPES, TWO_DTYPES),
+}
 LOADS = [Workload(horizon_s=60.0, requests=3, busy_share=share) for share in (0.1, 0.9)]
 AROUND = {
     "allocator-retries": (Surroundings(allocator_retries=2), Surroundings(allocator_retries=0)),

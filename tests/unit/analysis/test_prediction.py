@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferscope.analysis.cost import pass_cost
+from inferscope.analysis.cost import GroupCost, pass_cost
 from inferscope.analysis.formats import format_of
 from inferscope.analysis.kernels import KernelPoint, KernelTimes
+from inferscope.analysis.machine import machine_of
+from inferscope.analysis.passtime import PassShape, pass_time
+from inferscope.analysis.roofline import demand, roofs_for
 from inferscope.errors import PredictionError, RecordFormatError, SettingError, UnknownDeviceError
 from inferscope.hardware.catalog import catalog, lookup
 from inferscope.predicting import predict
@@ -29,6 +32,7 @@ H100 = "H100-SXM5-80GB"
 NAMES = ("llama-2-7b", "llama-3.1-8b", "llama-2-70b", "llama-3-70b")
 MODEL = {name: read_model(MODELS / f"{name}.json") for name in NAMES}
 LLAMA = MODEL["llama-2-7b"]
+ONE_PASS = pass_cost(LLAMA.cost, batch_size=1, q_len=1, past_len=1)
 
 
 def roof(value):
@@ -407,3 +411,32 @@ print(type(found).__name__, found.dtype, found.tpot_s.mid > 0)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "Prediction float16 True", done.stderr
+
+
+@given(
+    flops=st.integers(0, 10**13), weight_bytes=st.integers(1, 10**10), read=st.integers(0, 10**10),
+    spent=st.integers(0, 10**12),
+)  # fmt: skip
+def test_predictions_and_verdicts_time_operators_alike(flops, weight_bytes, read, spent):
+    """At the same rates a prediction's device time is what the roofs demand of the verdict, group by group."""
+    groups = (
+        GroupCost(group="linear 64x64", flops=flops, flops_full=flops, bytes=weight_bytes, executed_bytes=weight_bytes,
+                  calls=1, launches=1, weight_bytes=weight_bytes),
+        GroupCost(group="attention", flops=spent, flops_full=spent, bytes=read, executed_bytes=read, calls=1,
+                  launches=1, weight_bytes=0),
+    )  # fmt: skip
+    cost = replace(ONE_PASS, groups=groups)
+    device = replace(CPU, kind="cuda", cache_bytes=None, cache_bytes_per_s=None, gemv_bytes_per_s={})
+    roofs = roofs_for(device, "bfloat16", weight_bytes + read)
+    machine = replace(
+        machine_of(device, "bfloat16"),
+        compute_flops_per_s=roofs.compute.value,
+        attention_flops_per_s=roofs.compute.value,
+        memory_bytes_per_s=roofs.memory.value,
+        launch_ns=0.0,
+    )
+    shape = PassShape(batch_size=1, q_len=1, kv_len=1, working_set_bytes=float(weight_bytes + read))
+    predicted = pass_time(cost, shape, machine).device_ns
+    needed = demand(cost, roofs)
+    assert predicted.get("compute", 0.0) == pytest.approx(needed.compute_ns)
+    assert predicted.get("memory", 0.0) == pytest.approx(needed.memory_ns)

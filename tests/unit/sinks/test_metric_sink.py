@@ -3,8 +3,7 @@ from __future__ import annotations
 import gc
 import re
 import weakref
-from dataclasses import dataclass, fields, replace
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -17,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from inferscope import losses
 from inferscope.analysis.verdict import BOUNDS
-from inferscope.records import GenerationRecord, PhaseLedger
+from inferscope.records import OwnOverhead, PhaseLedger, StepCount
 from inferscope.sinks.base import EarlySink, resolve_sinks
 from inferscope.sinks.metric_semconv import ACTIVE, BASE_KEYS, DROPPED, REQUEST_METRICS
 from inferscope.sinks.metrics import MAX_ERRORS, MAX_MODELS, MetricSink
@@ -60,12 +59,18 @@ def meters():
 
 
 def full_result():
-    """A result in which everything that a row reads is known, but for the estimate that records do not have yet."""
+    """A result in which everything that a row reads is known."""
     record = make_record()
-    phases = tuple(replace(phase, launches=301 * phase.passes, contended_ns=1_000) for phase in record.phases)
+    phases = tuple(
+        replace(phase, launches=301 * phase.passes, launches_source="native", contended_ns=1_000)
+        for phase in record.phases
+    )
     prefill = replace(phases[0], ledger=replace(phases[0].ledger, shared_ns=2_000))
+    own = OwnOverhead(budget_share=0.01, observed_share=1.0, self_share=0.1, per_token_ns=2.0, low_ns=1.0, high_ns=3.0)
     return make_result(
-        record=replace(record, phases=(prefill, phases[1]), ledger=replace(record.ledger, queue_ns=3_000))
+        record=replace(
+            record, phases=(prefill, phases[1]), ledger=replace(record.ledger, queue_ns=3_000), own_overhead=own
+        )
     )
 
 
@@ -74,7 +79,7 @@ def test_every_row_of_the_table_is_emitted_with_its_kind_unit_and_keys(meters):
     meters.sink(full_result())
     meters.sink(make_result(record=make_record(status="aborted", error_type="ValueError")))
     found = meters.metrics()
-    assert found.keys() == {row.name for row in TABLE} - {"inferscope.overhead.estimate"}
+    assert found.keys() == {row.name for row in TABLE}
     for row in TABLE:
         metric = found.get(row.name)
         if metric is None:
@@ -183,19 +188,46 @@ def test_a_phase_without_an_opinion_is_unknown_time(meters):
         assert set(meters.sums(name, "inferscope.bound")) == {"unknown"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimated(GenerationRecord):
-    """A record with a comparison of requests that were and were not observed."""
-
-    own_overhead: object = None
-
-
-def test_the_newest_estimate_of_what_tracing_costs_is_told(meters):
-    known = {field.name: getattr(make_record(), field.name) for field in fields(GenerationRecord)}
-    for per_token_ns in (50, -2_000):
-        own = SimpleNamespace(per_token_ns=per_token_ns, low_ns=per_token_ns - 1_000, high_ns=None)
-        meters.sink(replace(make_result(), record=Estimated(**{**known, "own_overhead": own})))
+def test_what_tracing_costs_is_told_as_the_newest_record_has_it(meters):
+    for per_token_ns, share in ((50.0, None), (-2_000.0, 0.004)):
+        own = OwnOverhead(
+            budget_share=0.01,
+            observed_share=0.5,
+            self_share=share,
+            per_token_ns=per_token_ns,
+            low_ns=per_token_ns - 1_000,
+            provenance="randomised",
+        )
+        meters.sink(make_result(record=make_record(own_overhead=own)))
     assert meters.sums("inferscope.overhead.estimate", "inferscope.limit") == {"low": -3e-6, "middle": -2e-6}
+    told = {name: meters.points(f"inferscope.overhead.{name}")[0][1].value for name in ("share", "budget")}
+    assert told == {"share": 0.004, "budget": 0.01}
+    assert meters.points("inferscope.overhead.observed_share")[0][1].value == 0.5
+
+
+STEP = StepCount(
+    name="decode", passes=10, batch_size=1, context_from=32, context_to=63, launches=300, syncs=2, unit="kernel",
+    source="native", samples=3,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("steps", "launches", "told"),
+    [
+        ((STEP,), (4_650, "deep"), (310, "deep")),
+        ((STEP, replace(STEP, passes=5, launches=330, syncs=None, source="deep")), (None, None), (310, "deep")),
+        ((STEP, replace(STEP, passes=5, launches=9, varies=True)), (None, None), (300, "native")),
+        ((replace(STEP, unit="operator"),), (None, None), None),
+    ],
+    ids=["all counted", "two kinds", "one settles", "operators"],
+)
+def test_launches_per_token_are_the_census_s(meters, steps, launches, told):
+    prefill, decode = make_record().phases
+    decode = replace(decode, steps=steps, launches=launches[0], launches_source=launches[1])
+    meters.sink(make_result(record=make_record(phases=(prefill, decode))))
+    points = meters.points("inferscope.request.launches_per_token")
+    assert [(point.sum, keys["inferscope.source"]) for keys, point in points] == ([] if told is None else [told])
+    assert meters.points("inferscope.request.syncs_per_token")[0][1].sum == 1 + 2
 
 
 def test_a_residual_below_zero_is_not_added(meters, caplog):
@@ -263,7 +295,8 @@ def test_exemplars_lead_to_the_span_that_the_value_is_of():
     spans = SpanSink(tracer_provider=TracerProvider(shutdown_on_exit=False))
     meters = Meters()
     _, sink = resolve_sinks([spans, meters.sink])
-    record = make_record(request_id="a" * 16)
+    prefill, decode = make_record().phases
+    record = make_record(request_id="a" * 16, phases=(prefill, replace(decode, steps=(STEP,))))
     spans(make_result(record=record))
     sink(make_result(record=record))
 
@@ -282,6 +315,7 @@ def test_exemplars_lead_to_the_span_that_the_value_is_of():
     assert exemplar("gen_ai.server.time_to_first_token")[:2] == place("prefill")
     assert exemplar("gen_ai.server.request.duration")[:2] == place(None)
     assert exemplar("inferscope.request.syncs_per_token")[:2] == place("decode")
+    assert exemplar("inferscope.request.launches_per_token") == (*place("decode"), 300)
     assert exemplar("inferscope.self.share")[:2] == place(None)
 
 

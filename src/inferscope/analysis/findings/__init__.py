@@ -25,6 +25,7 @@ from inferscope.analysis.findings import (
     idle_server,
     kernel_inefficient,
     kv_bound_decode,
+    memory_account,
     neighbour_requests,
     no_cache,
     odd_shapes,
@@ -82,6 +83,7 @@ REQUEST_RULES = {
     "beams-multiply-work": beams.look,
     "faster-dtype-unused": faster_dtype.look,
     "allocator-retries": allocator.look,
+    "memory-nearly-full": memory_account.look,
     "server-underloaded": idle_server.look,
 }
 CODES = (*PHASE_RULES, *REQUEST_RULES)

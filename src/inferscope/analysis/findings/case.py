@@ -33,12 +33,14 @@ class Surroundings:
         lint: Where the model's code waits for a device.
         allocator_retries: How often torch's allocator had to give back its pool and ask again during the request
             (`torch.cuda.memory_stats()["num_alloc_retries"]`, after less before).
+        allocator_ooms: How often it ran out of memory all the same (`num_ooms`, likewise).
     """
 
     gpu: GpuSample | None = None
     workload: Workload | None = None
     lint: LintReport | None = None
     allocator_retries: int | None = None
+    allocator_ooms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

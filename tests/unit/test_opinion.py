@@ -1,0 +1,81 @@
+"""What is done with stored records needs no torch: shown in a process that cannot import it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from inferscope.hardware import calibration_file
+from inferscope.hardware.calibration_file import CalibrationFile
+from inferscope.opinion import diagnose
+from inferscope.sinks.jsonl import JsonlSink
+from inferscope.specs import Ceiling, DeviceSpec
+from inferscope.testing import make_record, make_result
+
+MODEL = Path(__file__).parent / "analysis" / "models" / "llama-3.1-8b.json"
+DEVICE = DeviceSpec(
+    key="cpu:of-another-machine",
+    name="another",
+    measured_unix_ns=1_790_000_000_000_000_000,
+    kind="cpu",
+    compute_flops_per_s={"float32": Ceiling(value=2e11, source="measured", spread=0.01)},
+    copy_bytes_per_s=Ceiling(value=3e10, source="measured", spread=0.01),
+    gemv_bytes_per_s={"float32": Ceiling(value=2e10, source="measured", spread=0.01)},
+)
+PROGRAM = """
+import sys
+from pathlib import Path
+
+REFUSED = {"torch", "transformers", "opentelemetry", "psutil", "pynvml", "jinja2", "plotly", "rich", "typer"}
+
+class Refuses:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in REFUSED:
+            raise ModuleNotFoundError(f"refused: {name}", name=name)
+
+sys.meta_path.insert(0, Refuses())
+import inferscope
+from inferscope.sinks.model_file import read_model
+from inferscope.testing import make_record
+
+baseline, candidate, model = sys.argv[1:]
+record = inferscope.read_records(baseline)[0]
+result = inferscope.diagnose(record)
+assert result.diagnosis.device.name == "another", result.diagnosis.device
+assert result.findings is not None and "Findings" in str(result)
+elsewhere = inferscope.diagnose(make_record(device_key="cpu:never-seen"))
+assert elsewhere.diagnosis.device is None
+assert "decode" in str(inferscope.compare(baseline, candidate))
+predicted = inferscope.predict(read_model(Path(model)), gpu="H100-SXM5-80GB", dtype="bfloat16")
+assert 0 < predicted.ttft_s.low <= predicted.ttft_s.high
+assert not REFUSED & {name.partition(".")[0] for name in sys.modules}
+"""
+
+
+def keep(folder):
+    path = calibration_file.file_of(folder / "calibration", DEVICE.key)
+    calibration_file.write(path, CalibrationFile(schema=1, dtypes=("float32",), device=DEVICE))
+
+
+def test_a_record_is_judged_by_what_is_stored_for_its_device(tmp_path, monkeypatch):
+    monkeypatch.setenv("INFERSCOPE_CACHE_DIR", str(tmp_path))
+    record = make_record(device_key=DEVICE.key)
+    assert diagnose(record).diagnosis.device is None
+    keep(tmp_path)
+    assert diagnose(record).diagnosis.device == DEVICE
+
+
+def test_records_are_read_judged_compared_and_predicted_from_without_torch(tmp_path):
+    keep(tmp_path)
+    files = [tmp_path / "before.jsonl", tmp_path / "after.jsonl"]
+    for file in files:
+        sink = JsonlSink(file)
+        for number in range(6):
+            record = make_record(device_key=DEVICE.key, request_id=f"{number:016x}")
+            sink(make_result(record=record))
+    environment = {**os.environ, "INFERSCOPE_CACHE_DIR": str(tmp_path)}
+    arguments = [sys.executable, "-c", PROGRAM, *map(str, (*files, MODEL))]
+    ended = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
