@@ -28,6 +28,6 @@ MEANINGS = {
     ExitCode.LIMIT: "a limit that was given is exceeded (`lint --max-...`, `compare --fail-if`)",
     ExitCode.CANNOT_TELL: "whether a limit is exceeded cannot be told, and `--strict` was given",
     ExitCode.INTERRUPTED: "Ctrl-C; what was written is complete, or is not there (`watch` ends with 0: Ctrl-C ends it)",
-    ExitCode.PIPE_CLOSED: "the reader of standard output has gone, such as `| head`",
+    ExitCode.PIPE_CLOSED: "the reader of standard output has gone, such as `head`",
 }
 """Each code in words. `inferscope run` ends as the program that it runs."""
