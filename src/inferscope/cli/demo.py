@@ -56,8 +56,14 @@ def demo(
     )
     status = Console(stderr=True, highlight=False)
     records = out / "records.jsonl"
-    with resumable(lambda: f"{records} holds the requests that were complete; the same command adds one"):
+    with resumable(lambda: _left(records)):
         result = run_demo(options, console=Console(highlight=False, quiet=as_json), status=status)
     if as_json:
         parts = {"record": result.record, "diagnosis": result.diagnosis, "findings": result.findings}
         show(headed("demo", {"records": str(records), **msgspec.to_builtins(parts)}))
+
+
+def _left(records: Path) -> str:
+    if not records.exists():
+        return "nothing was recorded; the same command begins anew"
+    return f"{records} holds the requests that were complete; the same command adds one"
