@@ -382,8 +382,7 @@ def test_a_record_with_any_value_changed_is_refused_or_usable(path, data):
 
 
 def test_how_much_of_a_file_has_been_read_is_told(path, write):
-    for _ in range(130):
-        write()
+    write(*[make_record()] * 130)
     shares = []
     assert len(list(iter_records(path, told=shares.append))) == 130
     assert shares == sorted(shares)
