@@ -267,6 +267,8 @@ def test_terminals_without_colour_or_width_are_kept_to(inferscope, good):
     for name in ("compare", "predict", "import-ncu", "import-nsys"):
         text = inferscope(*good[name], COLUMNS="40").stdout
         assert max(map(len, text.splitlines())) <= 40, text
+    narrow = inferscope(*good["predict"], COLUMNS="40").stdout
+    assert re.search(r"tokens/s +[\d,.]+ \([\d,.]+ to [\d,.]+\)", narrow), narrow
 
 
 def test_a_locale_without_our_letters(good):
