@@ -50,6 +50,7 @@ def compare(
     *,
     device: DeviceSpec | None = None,
     tolerance: float = TOLERANCE,
+    progress: Callable[[str, float | None], None] | None = None,
 ) -> Comparison:
     """What changed from one set of records to another, with intervals; "cannot tell" is an answer.
 
@@ -59,6 +60,7 @@ def compare(
         device: Ceilings to judge both sets by; None takes the stored calibration of the device that each record was
             made on, if there is one. Without ceilings there are no verdicts.
         tolerance: Ratios nearer to 1 than this count as the same (0..1).
+        progress: Called now and then with what is being read and which share of that file has been (0..1).
 
     Returns:
         Changes of times and counts, verdicts that flipped, and what became of predictions.
@@ -71,20 +73,23 @@ def compare(
     if not 0 <= tolerance < 1:
         raise SettingError(f"tolerance={tolerance!r}: expected a number from 0 to 1")
     made = comparison.compare(
-        _records(baseline, "baseline"),
-        _records(candidate, "candidate"),
+        _records(baseline, "baseline", progress),
+        _records(candidate, "candidate", progress),
         ceilings=_stored() if device is None else lambda _: device,
         tolerance=tolerance,
     )
     return Comparison(**{field.name: getattr(made, field.name) for field in fields(made)})
 
 
-def _records(given: Records, side: str) -> Iterator[GenerationRecord]:
+def _records(
+    given: Records, side: str, progress: Callable[[str, float | None], None] | None
+) -> Iterator[GenerationRecord]:
     if isinstance(given, GenerationRecord):
         yield given
     elif isinstance(given, (str, os.PathLike)):
         empty = True
-        for record in iter_records(given):
+        told = None if progress is None else functools.partial(progress, f"reading {given}")
+        for record in iter_records(given, told=told):
             empty = False
             yield record
         if empty:
@@ -93,7 +98,7 @@ def _records(given: Records, side: str) -> Iterator[GenerationRecord]:
         for one in given:
             if not isinstance(one, (GenerationRecord, str, os.PathLike)):
                 raise SettingError(f"{side}: expected records or paths of record files, not {type(one).__name__}")
-            yield from _records(one, side)
+            yield from _records(one, side, progress)
 
 
 def _stored() -> Callable[[GenerationRecord], DeviceSpec | None]:

@@ -12,14 +12,29 @@ import pytest
 typer = pytest.importorskip("typer")
 
 from inferscope.cli.application import app  # noqa: E402 - after it is known to be there
+from inferscope.cli.exit_codes import MEANINGS  # noqa: E402
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
 LEAD = """\
 # Command line
 
-`inferscope COMMAND --help` says the same. A mistake in what was asked is one line on standard error and exit code 2; 3
-is what this machine refuses, 4 a limit that was given and is exceeded, 130 Ctrl-C, 1 a defect.
-[Messages](messages.md) explains each.
+`inferscope --help` lists the commands, `inferscope COMMAND --help` says what stands here. `--json` prints [one JSON
+document](json.md). A failure is one line on standard error, never a traceback; [Messages](messages.md) explains each.
+
+Bars with the time left are drawn on standard error where that is a terminal; elsewhere long commands write a line per
+stage. `NO_COLOR=1` leaves colours out, `TERM=dumb` everything but text, `COLUMNS` sets the width. Files are written
+beside their place and moved there when they are complete. Records are appended line by line, each whole.
+
+`inferscope --install-completion` teaches the shell it is called from (bash, zsh, fish, PowerShell) to complete
+commands, options and values such as `--gpu`; `--show-completion` prints the script.
+
+## Exit codes
+
+| code | meaning |
+|---|---|
+"""
+CODES_END = """
+`inferscope run` ends as the program does that it runs. `INFERSCOPE_TRACEBACK=1` shows where a defect lies.
 """
 END = "\nThis page is made from the commands by `python tests/docs/test_cli_page.py`.\n"
 
@@ -69,8 +84,8 @@ def section(command):
 
 
 def page():
-    commands = sorted(app.registered_commands, key=lambda command: command.name)
-    return LEAD + "".join(map(section, commands)) + END
+    codes = "".join(f"| {code.value} | {meaning} |\n" for code, meaning in MEANINGS.items())
+    return LEAD + codes + CODES_END + "".join(map(section, app.registered_commands)) + END
 
 
 def test_the_page_says_what_the_commands_say():

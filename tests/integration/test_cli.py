@@ -1,11 +1,14 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+from command_server import CommandServer, documented_fields
 
 import inferscope
 from inferscope.cli.main import main
@@ -37,24 +40,19 @@ def _one_error_line(done, slug, code):
     return lines[0]
 
 
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory):
+    """Runs of `inferscope` as processes that have torch from the start."""
+    names = ("demo", "lint", "models", "checkup")
+    loaded = ("torch", "transformers", *(f"inferscope.experiments.{name}" for name in names))
+    server = CommandServer(tmp_path_factory.mktemp("runs"), loaded=loaded)
+    yield server
+    server.close()
+
+
 def test_version():
     done = _run("--version")
     assert (done.returncode, done.stdout.strip()) == (0, f"inferscope {inferscope.__version__}")
-
-
-@pytest.mark.parametrize("arguments", [(), ("--help",)])
-def test_help_lists_the_commands(arguments):
-    done = _run(*arguments)
-    assert done.returncode == 0
-    assert "demo" in done.stdout
-    assert "calibrate" in done.stdout
-
-
-@pytest.mark.parametrize("command", ["demo", "calibrate"])
-def test_each_command_has_examples(command):
-    done = _run(command, "--help")
-    assert done.returncode == 0
-    assert f"\n    inferscope {command}\n" in done.stdout
 
 
 def test_help_is_quick_because_it_loads_no_torch():
@@ -77,50 +75,61 @@ def test_help_is_quick_because_it_loads_no_torch():
         (("calibrate", "--device", "toaster"), "unknown-device", "toaster"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, slug, named, tmp_path):
+def test_a_mistake_is_one_line(forked, arguments, slug, named, tmp_path):
     command, *options = arguments
-    done = _run(command, *(("--out", str(tmp_path)) if command == "demo" else ()), *options)
-    assert named in _one_error_line(done, slug, 2)
+    done = forked(command, *(("--out", str(tmp_path)) if command == "demo" else ()), *options)
+    done.refused(slug, 2, named)
 
 
-def test_a_missing_model_is_one_line(tmp_path):
-    done = _run("demo", "--model", str(tmp_path / "missing"), "--out", str(tmp_path / "out"))
-    assert "no such folder or file" in _one_error_line(done, "model-not-found", 2)
+def test_what_is_no_model_is_one_line(forked, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "config.json").write_text('{"model_type": "lla')
+    (tmp_path / "empty.gguf").touch()
+    (tmp_path / "binary.gguf").write_bytes(bytes(range(256)) * 40)
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\3\0\0\0")
+    with (tmp_path / "long.gguf").open("wb") as file:  # sparse: 200 MB that take no room
+        file.truncate(200 * 2**20)
+    for name in ("missing", "folder", "cut", "empty.gguf", "binary.gguf", "cut.gguf", "long.gguf", "missing.gguf"):
+        where = tmp_path / name
+        forked("lint", where).refused("model-not-found", 2, name)
+        forked("demo", "--model", where, "--out", tmp_path / "out").refused("model-not-found", 2, name)
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_made_is_one_line(forked, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    done = _run("demo", "--out", str(blocked / "out"))
-    assert "--out" in _one_error_line(done, "cache-unwritable", 3)
+    forked("demo", "--out", blocked / "out").refused("cache-unwritable", 3, "--out")
 
 
-def test_a_wrong_variable_is_one_line(tmp_path):
-    done = _run("calibrate", INFERSCOPE_KEEP_RESULTS="some", INFERSCOPE_CACHE_DIR=str(tmp_path))
-    assert "INFERSCOPE_KEEP_RESULTS" in _one_error_line(done, "bad-setting", 2)
+def test_a_wrong_variable_is_one_line(forked, tmp_path):
+    done = forked("calibrate", INFERSCOPE_KEEP_RESULTS="some", INFERSCOPE_CACHE_DIR=str(tmp_path))
+    done.refused("bad-setting", 2, "INFERSCOPE_KEEP_RESULTS")
+
+
+def test_ctrl_c_ends_a_measurement_and_says_what_is_left(forked, tmp_path):
+    def press(pid):
+        end = time.monotonic() + 120
+        while "calibrating" not in _said(tmp_path) and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGINT)
+
+    def _said(folder):
+        return (folder / "said").read_text() if (folder / "said").exists() else ""
+
+    done = forked(
+        "calibrate", "--json", during=press, stderr=tmp_path / "said", INFERSCOPE_CACHE_DIR=str(tmp_path / "cache")
+    )
+    assert done.code == 130
+    assert _said(tmp_path).splitlines()[-1] == "interrupted: nothing was stored; the same command measures anew"
+    assert not done.stdout
+    assert not list((tmp_path / "cache").rglob("*.json"))
 
 
 @pytest.mark.parametrize("absent", ["typer", "rich"])
 def test_a_missing_extra_names_itself(absent):
     done = _run("demo", before=f"import sys; sys.modules[{absent!r}] = None\n")
     assert "extra [cli]" in _one_error_line(done, "missing-extra", 2)
-
-
-def test_a_reader_that_goes_away_is_no_cause_for_complaint():
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, "demo", "--help"],
-            stdout=writing,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            check=False,
-            timeout=60,
-        )
-    finally:
-        os.close(writing)
-    assert (done.returncode, done.stderr) == (1, "")
 
 
 def _failing(error):
@@ -130,10 +139,11 @@ def _failing(error):
     return run_demo
 
 
-def test_interrupting_is_told_and_exits_130(monkeypatch, capsys):
+def test_interrupting_is_told_and_exits_130(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "run_demo", _failing(KeyboardInterrupt()))
     assert main(["demo"]) == 130
-    assert capsys.readouterr().err.strip() == "interrupted"
+    assert capsys.readouterr().err == "interrupted: nothing was recorded; the same command begins anew\n"
 
 
 def test_a_defect_is_one_line_and_says_how_to_see_more(monkeypatch, capsys):
@@ -182,22 +192,45 @@ def stored(tmp_path):
     return tmp_path, path, device
 
 
-def test_calibrate_shows_what_is_stored_as_json(stored):
+def test_calibrate_shows_what_is_stored_as_json(forked, stored):
     folder, _, device = stored
-    done = _run("calibrate", "--json", INFERSCOPE_CACHE_DIR=str(folder))
-    assert (done.returncode, done.stderr) == (0, "")  # nothing was measured
-    assert json.loads(done.stdout) == json.loads(json.dumps(asdict(device)))
+    done = forked("calibrate", "--json", INFERSCOPE_CACHE_DIR=str(folder))
+    assert (done.code, done.stderr) == (0, "")  # nothing was measured
+    assert json.loads(done.stdout) == {"schema": 1, **json.loads(json.dumps(asdict(device)))}
+    ceilings = folder / "ceilings.json"
+    ceilings.write_text(done.stdout)
+    assert calibration_file.read_device(ceilings) == device
 
 
-def test_calibrate_shows_what_is_stored_as_a_table(stored):
+def test_calibrate_shows_what_is_stored_as_a_table(forked, stored):
     folder, _, device = stored
-    done = _run("calibrate", INFERSCOPE_CACHE_DIR=str(folder))
-    assert (done.returncode, done.stderr) == (0, "")
+    done = forked("calibrate", INFERSCOPE_CACHE_DIR=str(folder))
+    assert (done.code, done.stderr) == (0, "")
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["compute", "float32", "200", "GFLOP/s", "measured", "1.00", "%", "made", "up"] in rows
     assert ["memory", "copy", "30.0", "GB/s", "measured", "1.00", "%", "made", "up"] in rows
     assert "rejected: a ceiling of old: never steady" in done.stdout
     assert device.name in done.stdout
+    full = forked("calibrate", "--json", stdout="/dev/full", INFERSCOPE_CACHE_DIR=str(folder))
+    full.refused("cache-unwritable", 3, "standard output")
+
+
+def test_json_of_commands_that_run_a_model(forked, stored, model_folder):
+    folder, *_ = stored
+    told = {
+        "doctor": ("doctor",),
+        "lint": ("lint", model_folder, "--new-tokens", "3", "--prompt", "word001 word002"),
+        "demo": ("demo", "--model", model_folder, "--max-new-tokens", "3", "--prompt", "word001 word002"),
+    }
+    for kind, arguments in told.items():
+        done = forked(*arguments, "--json", cwd=folder, INFERSCOPE_CACHE_DIR=str(folder))
+        assert done.code == 0, done
+        found = json.loads(done.stdout)
+        assert (found["kind"], found["schema"]) == (f"inferscope.{kind}", 1)
+        assert set(found) == documented_fields(found["kind"])
+        assert all(line.endswith(" ...") for line in done.stderr.splitlines()), done
+    assert "word00" not in json.dumps(found)  # neither the prompt nor the answer
+    assert json.loads((folder / found["records"]).read_text()) == found["record"]
 
 
 def test_a_terminal_without_our_letters_is_no_failure(stored):

@@ -65,12 +65,12 @@ def test_without_anything_optional_it_says_so_and_works():
     assert "no exporter" in found["OpenTelemetry"]["found"]
     # The binding is a package that inferscope depends on: without it the installation is not whole.
     assert found["dependencies"]["status"] == "broken"
-    assert done.returncode == 1
+    assert done.returncode == 3
 
 
 def test_without_torch_it_is_told_not_raised():
     done, found = doctor("--json", blocked=("torch",))
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert found["torch"]["status"] == "broken"
     assert "Traceback" not in done.stderr
     assert found["python"]["status"] == found["dependencies"]["status"] == "ok"
@@ -82,7 +82,7 @@ def test_a_wrong_setting_and_a_closed_port_in_the_table():
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         done, _ = doctor(INFERSCOPE_OVERHEAD_BUDGET="much", OTEL_EXPORTER_OTLP_ENDPOINT=f"127.0.0.1:{port}")
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "INFERSCOPE_OVERHEAD_BUDGET='much'" in done.stdout
     assert f"127.0.0.1:{port}" in done.stdout
     assert "no connection" in done.stdout

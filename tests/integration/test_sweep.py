@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from command_server import documented_fields
 
 from inferscope import read_records
 from inferscope.analysis.sweep_points import Job, Point, Setting, labels_of, point_of
@@ -83,7 +84,7 @@ def test_ctrl_c_leaves_complete_lines_and_says_how_to_go_on(interrupted, config)
     assert code == 130, stderr
     assert stdout == ""
     assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1] == "interrupted"
+    assert stderr.splitlines()[-1].startswith("interrupted: ")
     assert out.read_bytes().endswith(b"\n")
     assert len(read_records(out)) >= 3
     (line,) = [line for line in stderr.splitlines() if " to go on: " in line]
@@ -99,6 +100,7 @@ def test_a_sweep_goes_on_where_it_was_and_answers(interrupted, config, capsys):
     asked = ["sweep", str(config), *SMALL, "--objective", "ttft<=100s,tpot<=100s", "--out", str(out)]
     assert main([*asked, "--resume", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert set(found) == documented_fields("inferscope.sweep")
     assert out.read_bytes().startswith(kept)  # what was there stands
     jobs = jobs_in(out)
     assert len(set(jobs)) == len(jobs)

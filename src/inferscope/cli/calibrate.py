@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from inferscope.cli.documents import SCHEMA, show
+from inferscope.cli.interruption import resumable
 from inferscope.report.progress import progress
 from inferscope.report.terminal import DeviceView
 
@@ -34,11 +35,12 @@ def calibrate(
     """
     from inferscope.hardware import calibration  # noqa: PLC0415 - loads torch
 
-    with progress(Console(stderr=True, highlight=False)) as tell:
+    kept = resumable(lambda: "nothing was stored; the same command measures anew")
+    with kept, progress(Console(stderr=True, highlight=False)) as tell:
         measured = calibration.calibrate(
             device, refresh=refresh, progress=lambda what, share: tell(f"calibrating: {what}", share)
         )
     if as_json:
-        typer.echo(json.dumps(asdict(measured), indent=2, allow_nan=False))
+        show({"schema": SCHEMA, **asdict(measured)})  # a device, as `--ceilings` reads it: `kind` is its own
     else:
         Console(highlight=False).print(DeviceView(measured))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path  # noqa: TC003 - typer reads annotations when it runs
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from inferscope.cli.documents import headed, show
 from inferscope.errors import CannotTellError, LimitExceededError
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ Exit codes: 0 no condition is met, 4 one is, 5 with --strict where one cannot be
 
 
 def compare(
-    baseline: Annotated[Path, typer.Argument(help="Records from before (.jsonl).")],
-    candidate: Annotated[Path, typer.Argument(help="Records from after (.jsonl).")],
+    baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="Records from before (.jsonl).")],
+    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="Records from after (.jsonl).")],
     *,
     fail_if: Annotated[
         list[str] | None, typer.Option(metavar="CONDITION", help='Exit with 4 where this holds, such as "tpot>1.05".')
@@ -49,12 +51,14 @@ def compare(
     from inferscope.analysis.gates import hold, parse_gate  # noqa: PLC0415 - likewise
     from inferscope.report.comparison import comparison_to_json  # noqa: PLC0415 - likewise
     from inferscope.report.comparison_view import ComparisonView  # noqa: PLC0415 - likewise
+    from inferscope.report.progress import progress  # noqa: PLC0415 - likewise
 
     gates = [parse_gate(text) for text in fail_if or ()]
-    found = comparing.compare(baseline, candidate)
+    with progress(Console(stderr=True, highlight=False), lines=False) as tell:
+        found = comparing.compare(baseline, candidate, progress=tell)
     results = hold(found, gates, accept=accept or ())
     if as_json:
-        typer.echo(comparison_to_json(found, results))
+        show(headed("comparison", json.loads(comparison_to_json(found, results))))
     else:
         Console(highlight=False).print(ComparisonView(found, results))
     _end(results, strict=strict)

@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
+
+from inferscope.cli import completion
+from inferscope.cli.documents import headed, show
+from inferscope.cli.interruption import resumable
 
 __all__ = ["EXAMPLES", "demo"]
 
@@ -16,6 +21,7 @@ Examples:
   inferscope demo --prompt "Name three rivers." --max-new-tokens 128
   inferscope demo --dtype bfloat16 --batch-size 8
   inferscope demo --model ./my-model --endpoint http://localhost:4317
+  inferscope demo --json > demo.json
 """
 
 
@@ -27,11 +33,14 @@ def demo(
     prompt: Annotated[str, typer.Option(help="What to ask.")] = "What is the capital of France?",
     max_new_tokens: Annotated[int, typer.Option(help="Limit on new tokens, at least 1.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Ask it so many times at once, at least 1.")] = 1,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16.", autocompletion=completion.dtypes)
+    ] = "float32",
     endpoint: Annotated[
         str | None, typer.Option(help="Send the spans there too, such as http://localhost:4317.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for records and spans.")] = Path("inferscope-out"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs, without the answer.")] = False,
 ) -> None:
     """Ask a small model one question and say where the time went."""
     from inferscope.experiments.demo import DemoOptions, run_demo  # noqa: PLC0415 - loads torch
@@ -45,4 +54,16 @@ def demo(
         endpoint=endpoint,
         out=out,
     )
-    run_demo(options, console=Console(highlight=False), status=Console(stderr=True, highlight=False))
+    status = Console(stderr=True, highlight=False)
+    records = out / "records.jsonl"
+    with resumable(lambda: _left(records)):
+        result = run_demo(options, console=Console(highlight=False, quiet=as_json), status=status)
+    if as_json:
+        parts = {"record": result.record, "diagnosis": result.diagnosis, "findings": result.findings}
+        show(headed("demo", {"records": str(records), **msgspec.to_builtins(parts)}))
+
+
+def _left(records: Path) -> str:
+    if not records.exists():
+        return "nothing was recorded; the same command begins anew"
+    return f"{records} holds the requests that were complete; the same command adds one"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from inferscope.cli.documents import headed, show
+from inferscope.cli.exit_codes import ExitCode
 from inferscope.report.units import clean
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ Examples:
   inferscope doctor
   inferscope doctor --json > machine.json
 
-Exit codes: 0 inferscope works here, 1 something that it needs is broken.
+Exit codes: 0 inferscope works here, 3 something that it needs is broken.
 """
 
 _STYLES = {"ok": "green", "note": "cyan", "missing": "yellow", "broken": "bold red"}
@@ -43,11 +44,11 @@ def doctor(
     checks = checkup.examine()
     works = not any(check.status == "broken" for check in checks)
     if as_json:
-        typer.echo(json.dumps({"works": works, "checks": [asdict(check) for check in checks]}, indent=2))
+        show(headed("doctor", {"works": works, "checks": [asdict(check) for check in checks]}))
     else:
         Console(highlight=False).print(_table(checks))
     if not works:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.MACHINE)
 
 
 def _table(checks: Sequence[Check]) -> Table:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from inferscope.cli.documents import headed, show
 from inferscope.errors import SettingError
 
 if TYPE_CHECKING:
@@ -52,12 +52,15 @@ def import_ncu(
     from inferscope.analysis.residuals import residuals  # noqa: PLC0415 - not for --help
     from inferscope.integrations.ncu import read_ncu  # noqa: PLC0415 - beside it
     from inferscope.report.counters import counter_tables  # noqa: PLC0415 - beside it
+    from inferscope.report.progress import progress  # noqa: PLC0415 - beside it
     from inferscope.sinks.jsonl import iter_records  # noqa: PLC0415 - beside it
 
-    report = read_ncu(file)
+    with progress(Console(stderr=True, highlight=False), lines=False) as tell:
+        tell(f"reading {file}", None)
+        report = read_ncu(file)
     found = () if record is None else residuals(report, iter_records(record), told)
     if as_json:
-        typer.echo(json.dumps(_as_json(report, found), allow_nan=False, indent=2))
+        show(headed("counters", _as_json(report, found)))
         return
     console = Console(highlight=False)
     for part in counter_tables(report, found, kernels=kernels):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from inferscope.cli.documents import headed, show
 from inferscope.errors import SettingError
 
 __all__ = ["EXAMPLES", "import_nsys"]
@@ -35,11 +35,14 @@ def import_nsys(
     if rows < 1:
         raise SettingError(f"--rows {rows}: expected a whole number of at least 1")
     from inferscope.integrations.nsys import read_nsys  # noqa: PLC0415 - not for --help
+    from inferscope.report.progress import progress  # noqa: PLC0415 - beside it
     from inferscope.report.systems import system_tables  # noqa: PLC0415 - beside it
 
-    report = read_nsys(files)
+    with progress(Console(stderr=True, highlight=False), lines=False) as tell:
+        tell("reading tables", None)
+        report = read_nsys(files)
     if as_json:
-        typer.echo(json.dumps({**dataclasses.asdict(report), "sync_ns": report.sync_ns}, allow_nan=False, indent=2))
+        show(headed("timeline", {**dataclasses.asdict(report), "sync_ns": report.sync_ns}))
         return
     console = Console(highlight=False)
     for part in system_tables(report, shown=rows):

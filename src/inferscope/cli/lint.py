@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from inferscope.cli import completion
+from inferscope.cli.documents import headed, show
 from inferscope.errors import LimitExceededError, SettingError
 from inferscope.report.progress import progress
 
@@ -34,7 +37,9 @@ def lint(
     new_tokens: Annotated[int, typer.Option(help="Length of the longer request, at least 3.")] = 8,
     prompt: Annotated[str, typer.Option(help="What to ask.")] = "What is the capital of France?",
     batch_size: Annotated[int, typer.Option(help="Ask it so many times at once, at least 1.")] = 1,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16.", autocompletion=completion.dtypes)
+    ] = "float32",
     max_syncs_per_token: Annotated[
         float | None, typer.Option(help="Fail with exit code 4 above so many certain syncs per token.")
     ] = None,
@@ -56,7 +61,10 @@ def lint(
         tell("counting: three short requests", None)
         inputs = models.inputs_for(loaded, prompt, batch_size=batch_size)
         report = experiment.lint(loaded.model, new_tokens=new_tokens, do_sample=False, **inputs)
-    typer.echo(report.to_json() if as_json else str(report))
+    if as_json:
+        show(headed("lint", json.loads(report.to_json())))
+    else:
+        typer.echo(str(report))
     _hold(report, max_syncs_per_token, max_launches_per_token)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path  # noqa: TC003 - typer reads the annotations when it runs
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from inferscope.cli import completion
+from inferscope.cli.documents import headed, show
 from inferscope.errors import PredictionError, SettingError
 from inferscope.report.prediction import PredictionView
 from inferscope.report.progress import progress
@@ -43,7 +44,10 @@ def predict(  # noqa: PLR0913 - each one changes the answer
         typer.Argument(metavar="MODEL_OR_CONFIG", help="Folder, config.json, .gguf, saved spec, records or hub id."),
     ],
     *,
-    gpu: Annotated[list[str] | None, typer.Option(help="A GPU of the catalogue; may be given several times.")] = None,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(help="A GPU of the catalogue; may be given several times.", autocompletion=completion.gpus),
+    ] = None,
     here: Annotated[bool, typer.Option("--here", help="This CPU: measured ceilings, this model's operators.")] = False,
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1",
     input_tokens: Annotated[int, typer.Option(help="Prompt tokens of each sequence.")] = 512,
@@ -148,7 +152,6 @@ def _all(
 
 def _show(found: list[Prediction], devices: list[DeviceSpec], refused: list[str], *, as_json: bool) -> None:
     if as_json:
-        rows = {"predictions": [asdict(one) for one in found], "refused": refused}
-        typer.echo(json.dumps(rows, indent=2, allow_nan=False))
+        show(headed("predictions", {"predictions": [asdict(one) for one in found], "refused": refused}))
     else:
         Console(highlight=False).print(PredictionView(found, devices, refused))

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from inferscope.cli.documents import headed
 from inferscope.errors import ScriptError
 from inferscope.report.requests import RequestTally
 from inferscope.sinks.jsonl import JsonlSink
@@ -188,7 +189,11 @@ class FinalReport:
             session = None if self.every is None else self.every.session
             if session is not None:
                 session.wait(RESULT_WAIT_S)
-            text = json.dumps(self._tally.as_json(), allow_nan=False) if self._as_json else self._table()
+            text = (
+                json.dumps(headed("requests", self._tally.as_json()), allow_nan=False)
+                if self._as_json
+                else self._table()
+            )
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 

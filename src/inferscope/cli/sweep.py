@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from inferscope.cli.documents import headed, show
+from inferscope.cli.interruption import resumable
 from inferscope.errors import SettingError
 from inferscope.report.progress import progress
 
@@ -108,14 +110,14 @@ def _run(options: SweepOptions, out: Path, *, resume: bool, ray: bool) -> Sweep:
 
     records = experiment.known_records(options, out, resume=resume)
     limit_bytes = experiment.memory_limit_bytes(options, records)
-    try:
-        with progress(Console(stderr=True, highlight=False)) as tell, contextlib.ExitStack() as held:
-            executor = _executor(options, limit_bytes, tell, held if ray else None)
-            return experiment.run_sweep(options, out, executor, records=records, limit_bytes=limit_bytes, tell=tell)
-    except KeyboardInterrupt:
-        command = experiment.resume_command(options, out, ray=ray)
-        sys.stderr.write(f"what was measured is in {out}; to go on: {command}\n")
-        raise
+
+    def left() -> str:
+        return f"what was measured is in {out}; to go on: {experiment.resume_command(options, out, ray=ray)}"
+
+    console = Console(stderr=True, highlight=False)
+    with resumable(left), progress(console) as tell, contextlib.ExitStack() as held:
+        executor = _executor(options, limit_bytes, tell, held if ray else None)
+        return experiment.run_sweep(options, out, executor, records=records, limit_bytes=limit_bytes, tell=tell)
 
 
 def _executor(
@@ -135,10 +137,10 @@ def _executor(
 
 
 def _show(found: Sweep, out: Path, *, as_json: bool) -> None:
-    from inferscope.report.sweep import SweepView, sweep_to_json  # noqa: PLC0415 - not for --help
+    from inferscope.report.sweep import SweepView  # noqa: PLC0415 - not for --help
 
     if as_json:
-        typer.echo(sweep_to_json(found))
+        show(headed("sweep", asdict(found)))
         return
     console = Console(highlight=False)
     console.print(SweepView(found))

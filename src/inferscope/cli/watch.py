@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from inferscope.cli.documents import headed
 from inferscope.report.watching import WindowView
 from inferscope.report.window import as_json, one_line
 
@@ -53,7 +54,7 @@ def watch(
             verdict = monitor.classify(sample)
             if as_lines:
                 findings = monitor.recommend(verdict)
-                typer.echo(json.dumps(as_json(sample, verdict, findings), allow_nan=False))
+                typer.echo(json.dumps(headed("window", as_json(sample, verdict, findings)), allow_nan=False))
             elif once:
                 console.print(_view(monitor, sample))
             else:

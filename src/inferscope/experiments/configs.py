@@ -95,7 +95,6 @@ def _heads(config: Any) -> tuple[int, int, int] | None:  # noqa: ANN401 - transf
 def _from_file(path: Path) -> Any:  # noqa: ANN401 - transformers' configs
     if not path.is_file():
         raise ModelNotFoundError(f"{path.parent}: the folder has no config.json, so it describes no model")
-    transformers = _transformers()
     try:
         if path.stat().st_size > _LARGEST_CONFIG_BYTES:
             raise ModelNotFoundError(f"{path}: larger than any configuration")
@@ -105,6 +104,7 @@ def _from_file(path: Path) -> Any:  # noqa: ANN401 - transformers' configs
     kind = facts.pop("model_type", None) if isinstance(facts, dict) else None
     if not isinstance(kind, str):
         raise ModelNotFoundError(f"{path}: no model_type in it, so it is no transformers configuration")
+    transformers = _transformers()  # takes a second: what is no configuration has been refused by now
     try:
         return transformers.AutoConfig.for_model(kind, **facts)
     except Exception as error:  # what is wrong with a value reaches us as a library's own class

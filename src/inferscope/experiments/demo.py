@@ -143,7 +143,12 @@ def _traced(
     providers, files = _outlets(options, out)
     sink = JsonlSink(records)
     with session.trace(loaded.model, device=device, sinks=("otel", sink)) as opened:
-        _answer(options, loaded, inputs, console)
+        if console.quiet or options.batch_size > 1:  # nothing would appear while it generates
+            with progress(status) as tell:
+                tell("generating", None)
+                _answer(options, loaded, inputs, console)
+        else:
+            _answer(options, loaded, inputs, console)
     result = opened.last
     sink.close()
     if result is None:

@@ -58,6 +58,8 @@ def _write(file: TextIO, chunks: Iterable[str]) -> int:
 
 
 def _to_standard_output(chunks: Iterable[str]) -> int:
+    if sys.stdout is None:
+        raise CacheUnwritableError("standard output: cannot be written: it is closed")
     try:
         return _write(sys.stdout, chunks)
     except BrokenPipeError:

@@ -55,7 +55,7 @@ class PredictionView:
                     + f" · {first.input_tokens} tokens in, {first.output_tokens} out · {first.execution}"
                 )
             )
-            yield _table(self._predictions)
+            yield _table(self._predictions, options.max_width)
             for device in self._devices:
                 own = [(mark, one) for mark, one in self._marked() if one.device == device.name]
                 if own:
@@ -77,25 +77,45 @@ class PredictionView:
         return rows
 
 
-def _table(predictions: Sequence[Prediction]) -> Table:
+_COLUMNS = ("", "device", "batch", "TTFT", "TPOT", "tokens/s", "prefill", "decode", "memory", "")
+_NARROW = 72
+"""With fewer characters than these, columns would be cut to nothing."""
+
+
+def _table(predictions: Sequence[Prediction], width: int) -> Table:
+    if width < _NARROW:
+        return _list(predictions)
     table = Table(box=None, pad_edge=False)
-    for name in ("", "device", "batch", "TTFT", "TPOT", "tokens/s", "prefill", "decode", "memory", ""):
+    for name in _COLUMNS:
         table.add_column(name, justify="right" if name in {"batch", "TTFT", "TPOT", "tokens/s", "memory"} else "left")
     for number, one in enumerate(predictions):
-        memory = one.memory
-        table.add_row(
-            _MARKS[number % len(_MARKS)],
-            clean(one.device),
-            str(one.batch_size),
-            _time(one.ttft_s),
-            _time(one.tpot_s),
-            _rate(one.tokens_per_s),
-            _bound(one.phase("prefill")),
-            _bound(one.phase("decode")),
-            UNKNOWN if memory.total_bytes is None else scaled(memory.total_bytes, "B"),
-            memory.verdict,
-        )
+        table.add_row(*_cells(number, one))
     return table
+
+
+def _list(predictions: Sequence[Prediction]) -> Table:
+    """One below the other, a line for each column."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for number, one in enumerate(predictions):
+        for name, cell in zip(_COLUMNS, _cells(number, one), strict=True):
+            table.add_row(name, cell.replace("\n", " "))
+    return table
+
+
+def _cells(number: int, one: Prediction) -> tuple[str, ...]:
+    memory = one.memory
+    return (
+        _MARKS[number % len(_MARKS)],
+        clean(one.device),
+        str(one.batch_size),
+        _time(one.ttft_s),
+        _time(one.tpot_s),
+        _rate(one.tokens_per_s),
+        _bound(one.phase("prefill")),
+        _bound(one.phase("decode")),
+        UNKNOWN if memory.total_bytes is None else scaled(memory.total_bytes, "B"),
+        memory.verdict,
+    )
 
 
 def _time(value: Estimate | None) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -20,19 +18,10 @@ if TYPE_CHECKING:
     from inferscope.analysis.scatter import Timing
     from inferscope.analysis.sweep_summary import MemoryEdge, PointResult, SeriesResult, Sweep
 
-__all__ = ["SweepView", "sweep_to_json"]
+__all__ = ["SweepView"]
 
 _NARROW = 100
 """Below so many columns, intervals and what is counted are left to --json."""
-
-
-def sweep_to_json(sweep: Sweep) -> str:
-    """Everything as JSON, times in nanoseconds.
-
-    Args:
-        sweep: What was found.
-    """
-    return json.dumps(asdict(sweep), allow_nan=False, indent=2)
 
 
 class SweepView:

@@ -21,7 +21,7 @@ from inferscope.errors import CacheUnwritableError, RecordFormatError
 from inferscope.records import SCHEMA, GenerationRecord, QuantileSketch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
     from inferscope.analysis.verdict import Result
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["JsonlSink", "iter_records", "read_records"]
 
+_TOLD_EVERY = 64
 LINE_LIMIT_BYTES = 64 * 2**20
 _INT64 = 2**63
 _LAST_BUCKET = QuantileSketch.bucket(_INT64)
@@ -156,11 +157,12 @@ def read_records(path: str | Path) -> list[GenerationRecord]:
     return list(iter_records(path))
 
 
-def iter_records(path: str | Path) -> Iterator[GenerationRecord]:
+def iter_records(path: str | Path, *, told: Callable[[float], None] | None = None) -> Iterator[GenerationRecord]:
     """The records of a file one by one, in the memory of one line.
 
     Args:
         path: A file that `JsonlSink` wrote.
+        told: Called now and then with the share of the file that has been read (0..1).
 
     Yields:
         Each record, once its line has been checked.
@@ -174,15 +176,16 @@ def iter_records(path: str | Path) -> Iterator[GenerationRecord]:
             problem = "not a file" if Path(path).exists() else "no such file"
             raise RecordFormatError(f"{path}: {problem}; give a file of records (.jsonl)")
         with Path(path).open("rb") as file:
-            yield from _records(path, file)
+            yield from _records(path, file, told)
     except (OSError, ValueError) as error:
         if isinstance(error, RecordFormatError):
             raise
         raise RecordFormatError(f"{path}: cannot be read: {error}") from error
 
 
-def _records(path: str | Path, file: BinaryIO) -> Iterator[GenerationRecord]:
+def _records(path: str | Path, file: BinaryIO, told: Callable[[float], None] | None) -> Iterator[GenerationRecord]:
     number = 0
+    size = max(os.fstat(file.fileno()).st_size, 1)
     models: dict[bytes, ModelSpec] = {}
     while line := file.readline(LINE_LIMIT_BYTES + 1):
         number += 1
@@ -191,6 +194,8 @@ def _records(path: str | Path, file: BinaryIO) -> Iterator[GenerationRecord]:
             raise RecordFormatError(f"{where}: longer than {LINE_LIMIT_BYTES >> 20} MiB: this is no record file")
         if line.strip():
             yield _record(line, where, models)
+        if told is not None and number % _TOLD_EVERY == 0:
+            told(min(file.tell() / size, 1.0))
 
 
 def _record(line: bytes, where: str, models: dict[bytes, ModelSpec]) -> GenerationRecord:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -32,16 +34,25 @@ class _Head:
 
 
 def write_model(spec: ModelSpec, path: str | Path) -> None:
-    """Write a model's facts as JSON.
+    """Write a model's facts as JSON, to a file beside `path` that takes its place when it is complete.
 
     Raises:
         CacheUnwritableError: The file cannot be written.
     """
     data = msgspec.json.encode(_File(schema=_SCHEMA, kind="inferscope model", model=spec))
+    where = Path(os.path.realpath(path))
+    aside = where.exists() and not where.is_file()  # a pipe or a device is written to as it is
+    unfinished = where if aside else where.with_name(f".{where.name}.{os.getpid()}.tmp")
     try:
-        Path(path).write_bytes(data + b"\n")
+        unfinished.write_bytes(data + b"\n")
+        if not aside:
+            unfinished.replace(where)
     except OSError as error:
         raise CacheUnwritableError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if not aside:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
 
 
 def is_model_file(path: str | Path) -> bool:

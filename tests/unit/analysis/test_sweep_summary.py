@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 
 import pytest
@@ -13,7 +13,7 @@ from inferscope.analysis.objective import parse_objective
 from inferscope.analysis.sweep_answers import points_that_say_more
 from inferscope.analysis.sweep_points import OUT_OF_MEMORY, OUTCOME, Job, Point, Setting, labels_of, point_of, rounds_of
 from inferscope.analysis.sweep_summary import needed_bytes, summarise
-from inferscope.report.sweep import SweepView, sweep_to_json
+from inferscope.report.sweep import SweepView
 from inferscope.specs import BASIS, CostTerms, ModelSpec, OperatorTerms, PeakTerms
 from inferscope.testing import make_record
 
@@ -171,7 +171,7 @@ def test_a_sweep_is_shown_at_any_width_without_steering_the_terminal(width):
     assert "batch 8 is out of memory (measured)" in text
     assert "batch 4 is best" in text
     assert max(map(len, out.getvalue().splitlines())) <= width
-    assert json.loads(sweep_to_json(sweep))["series"][0]["points"][3]["status"] == "out of memory"
+    assert json.loads(json.dumps(asdict(sweep), allow_nan=False))["series"][0]["points"][3]["status"] == "out of memory"
 
 
 def test_what_the_numbers_do_not_rest_on_is_said():

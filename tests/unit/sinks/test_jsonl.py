@@ -379,3 +379,11 @@ def test_a_record_with_any_value_changed_is_refused_or_usable(path, data):
         assert record.ledger.total_ns == record.wall_ns
         for phase in record.phases:
             assert phase.pass_ns.p99 is None or phase.pass_ns.p99 >= 0
+
+
+def test_how_much_of_a_file_has_been_read_is_told(path, write):
+    write(*[make_record()] * 130)
+    shares = []
+    assert len(list(iter_records(path, told=shares.append))) == 130
+    assert shares == sorted(shares)
+    assert shares == pytest.approx([64 / 130, 128 / 130], abs=0.01)
