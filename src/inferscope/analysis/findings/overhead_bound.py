@@ -20,7 +20,7 @@ def look(case: Case) -> Finding | None:
     """Fires where overhead is the largest share and most of it lies inside the forwards."""
     cost, phase = case.cost, case.phase
     inside = case.part("dispatch")
-    if case.verdict.bound != "overhead" or cost is None or phase.passes <= 0 or inside < _WORTH_SAYING:
+    if case.held_by != "overhead" or cost is None or phase.passes <= 0 or inside < _WORTH_SAYING:
         return None
     what = "operators" if case.on_cpu else f"operators ({cost.launches // phase.passes:,} launches)"
     return case.finding(
