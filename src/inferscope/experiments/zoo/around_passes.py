@@ -31,6 +31,7 @@ __all__ = [
 
 _PLANTED_S = 0.015
 _TOKENS = 12
+_HEAP = 150_000
 
 
 def _spend(duration_s: float) -> None:
@@ -93,22 +94,29 @@ def slow_streamer() -> Live:
 
 
 def collections_of_garbage() -> Live:
-    """The model calls the collector in each layer, and there is much to look through."""
-    model = llama()
+    """Each layer calls the collector, and there is much to look through."""
+    model, heap = llama(), list[list[int]]()
+
+    def collect(*_: object) -> None:
+        if heap:
+            gc.collect()
+
+    @contextmanager
+    def storm() -> Iterator[None]:
+        # What the process holds beside it is left out, so that the storm is as large in any process.
+        frozen = gc.get_freeze_count()
+        gc.freeze()
+        heap.extend([index] for index in range(_HEAP))
+        try:
+            yield
+        finally:
+            heap.clear()
+            if not frozen:
+                gc.unfreeze()
+
     for layer in model.model.layers:
-        layer.register_forward_hook(lambda *_: _collect())
-    return Live(model=model, inputs=prompt(16), options=lambda: fixed(_TOKENS), around=_many_objects)
-
-
-def _collect() -> None:
-    gc.collect()
-
-
-@contextmanager
-def _many_objects() -> Iterator[None]:
-    kept = [[index] for index in range(100_000)]
-    yield
-    kept.clear()
+        layer.register_forward_hook(collect)
+    return Live(model=model, inputs=prompt(16), options=lambda: fixed(_TOKENS), around=storm)
 
 
 def busy_interpreter() -> Live:
@@ -185,5 +193,5 @@ def compilation_per_shape() -> Live:
     """A compiled forward that meets a new length with each token."""
     model = llama(num_hidden_layers=1)
     block = model.model.layers[0].self_attn
-    block.forward = torch.compile(block.forward, backend="aot_eager", dynamic=False)
+    block.forward = torch.compile(block.forward, backend="eager", dynamic=False)
     return Live(model=model, inputs=prompt(16), options=lambda: fixed(6), warm=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -120,6 +121,7 @@ class Live:
             short = {"max_new_tokens": _SHORT_TOKENS, "min_new_tokens": _SHORT_TOKENS}
             self.model.generate(**self.inputs, **{**self.options(), **short})
         options = self.options()
+        gc.collect()  # what was built before is not to be collected in the request
         with (
             self.around(),
             session.trace(self.model, device=device, sinks=(), deep_every=self.deep_every) as opened,

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import torch
+
 from inferscope.experiments.zoo.exhibit import Live
 from inferscope.experiments.zoo.models import fixed, llama, prompt
 
 
-def no_cache() -> Live:
+def no_cache(dtype=torch.bfloat16) -> Live:
     """Everything anew for each token."""
-    return Live(model=llama(), inputs=prompt(256), options=lambda: fixed(8, use_cache=False))
+    return Live(model=llama(dtype=dtype), inputs=prompt(256), options=lambda: fixed(8, use_cache=False))
 
 
-def padded() -> Live:
+def padded(dtype=torch.bfloat16) -> Live:
     """Eight prompts, seven of them nearly empty."""
     inputs = prompt(512, batch=8)
     inputs["attention_mask"][1:, :-16] = 0
-    return Live(model=llama(), inputs=inputs, options=lambda: fixed(1))
+    return Live(model=llama(dtype=dtype), inputs=inputs, options=lambda: fixed(1))
 
 
-def beams() -> Live:
+def beams(dtype=torch.bfloat16) -> Live:
     """Sixteen beams."""
-    return Live(model=llama(), inputs=prompt(256), options=lambda: fixed(12, num_beams=16))
+    return Live(model=llama(dtype=dtype), inputs=prompt(16), options=lambda: fixed(12, num_beams=16))
 
 
 def bad_draft() -> Live:

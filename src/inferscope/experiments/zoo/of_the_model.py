@@ -64,7 +64,7 @@ def _fill(cache: Any, model: Any, batch: int, length: int) -> None:
 
 def eager_attention() -> Live:
     """A long prompt whose scores are written out."""
-    model = llama(attention="eager", num_attention_heads=16, num_hidden_layers=1)
+    model = llama(attention="eager", num_attention_heads=32, num_hidden_layers=1)
     return Live(model=model, inputs=prompt(1024), options=lambda: fixed(1))
 
 
@@ -75,15 +75,23 @@ def tiny() -> Live:
 
 
 def many_operators() -> Live:
-    """A layer that does its addition element by element."""
-    model = llama(num_hidden_layers=1)
-
-    def scattered(_module: object, _args: object, output: Any) -> Any:
-        parts = [part + 0.0 for part in output.split(1, dim=-1)]
-        return torch.cat(parts, dim=-1)
-
-    model.model.layers[0].mlp.register_forward_hook(scattered)
+    """A layer that does its arithmetic piece by piece."""
+    model = llama(hidden_size=128, intermediate_size=128, num_hidden_layers=1)
+    model.model.layers[0].mlp = Scattered(128)
     return Live(model=model, inputs=prompt(8), options=lambda: fixed(12))
+
+
+class Scattered(torch.nn.Module):
+    """One addition for each element of the hidden state."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(size))
+
+    def forward(self, hidden: Any) -> Any:
+        """The same as `hidden + shift`."""
+        pieces = [hidden[..., index : index + 1] + self.shift[index] for index in range(self.shift.shape[0])]
+        return torch.cat(pieces, dim=-1)
 
 
 def copied_weights() -> Live:
