@@ -284,7 +284,8 @@ def _recorded_terms(phase: PhaseRecord, growth: Term | None) -> dict[str, Term]:
         return {"copies": Term(name="copies", time_ns=copies_ns)}
     joined_ns = scale * sum(entry.time_ns for entry in phase.deep.largest if entry.name in _CONCATENATIONS)
     grown_ns = min(growth.time_ns, joined_ns)
-    if phase.name == "decode":  # what else is put together there is one token's: its cost is that of calling
+    # What else is put together in a pass of one token is small: its cost is that of calling.
+    if phase.work and all(work.regime == "decode" for work in phase.work):
         calls = sum(entry.calls for entry in phase.deep.largest if entry.name in _CONCATENATIONS)
         grown_ns = max(grown_ns, joined_ns - scale * calls * _CALL_NS)
     return {

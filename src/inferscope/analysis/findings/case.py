@@ -137,6 +137,16 @@ class Case(_Subject):
         shares["overhead"] = max(0.0, shares.get("overhead", 0.0) - self.part("offcpu inside"))
         return max(BOUNDS, key=lambda name: shares.get(name, 0.0))
 
+    @property
+    def ran_share(self) -> float:
+        """Part of the phase's wall in which the thread ran, or may have (0..1); 1 where a device did the work."""
+        return max(1e-9, 1.0 - self.part("offcpu inside")) if self.on_cpu else 1.0
+
+    @property
+    def own_share(self) -> float:
+        """The most of the phase's wall that can be put down to this request alone on a CPU (0..1): no neighbour ran."""
+        return max(0.0, 1.0 - self.part("neighbours")) if self.on_cpu else 1.0
+
     def share(self, name: str) -> float:
         """Share of the phase's wall in a class (0..1); 0 where shares are unknown."""
         return self.verdict.shares.get(name, 0.0)

@@ -27,11 +27,11 @@ def look(case: Case) -> Finding | None:
     """
     share, traffic = case.part("attention scores"), _traffic(case)
     slow = case.part("kernels") if traffic >= _MOST else 0.0
-    if case.record.model.attention != "eager" or (share < _WORTH_SAYING and slow < _SLOW):
+    if case.record.model.attention != "eager" or (share < _WORTH_SAYING and slow < _SLOW * case.ran_share):
         return None
     changes = [Change("attention scores", 0.5, 1.0)]
     basis = "that a fused kernel writes no scores"
-    if slow >= _SLOW:
+    if slow >= _SLOW * case.ran_share:
         changes = [Change("kernels", 0.3 * traffic, traffic)]
         basis += ", and slow kernels lose 30 to 100 % of the scores' part of the traffic to them (assumed)"
     return case.finding(

@@ -20,7 +20,7 @@ _WORTH_SAYING = 0.25
 def look(case: Case) -> Finding | None:
     """Fires where time below the roofs, not explained by operator overhead, is a sizeable share."""
     share = case.share("inefficient")
-    if case.cost is None or share - _of_the_clock(case) < _WORTH_SAYING:
+    if case.cost is None or min(share, case.own_share) - _of_the_clock(case) < _WORTH_SAYING * case.ran_share:
         return None
     return case.finding(
         "kernel-inefficient",

@@ -33,9 +33,11 @@ def look(case: Case) -> Finding | None:
     for worst in slow:
         by_cause[worst.cause] = by_cause.get(worst.cause, 0) + worst.excess_ns
     cause = max(by_cause, key=lambda name: by_cause[name])
+    # CPU time is read for several passes at once: where the thread was away for as long, it may have been then.
+    away = case.on_cpu and (phase.ledger.offcpu_ns or 0) >= sum(by_cause.values())
     return case.finding(
         "tail-passes",
-        "INFO" if cause in _NAMED_ELSEWHERE else "OPT",
+        "INFO" if away or cause in _NAMED_ELSEWHERE else "OPT",
         f"{len(slow)} of {phase.passes} {phase.name} passes take over {_TIMES:.0f} times the typical one and cost "
         f"{share:.0%} of the phase: mostly {cause}.",
         Evidence(

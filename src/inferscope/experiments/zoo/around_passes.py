@@ -12,11 +12,13 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from inferscope import session
-from inferscope.experiments.zoo.models import fixed, llama, prompt
+from inferscope.experiments.zoo.models import fastest, fixed, llama, prompt
 from inferscope.experiments.zoo.exhibit import Live
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from inferscope.specs import DeviceSpec
 
 __all__ = [
     "busy_interpreter",
@@ -70,7 +72,7 @@ class SlowStreamer:
         """Nothing is left to do."""
 
 
-def slow_processor() -> Live:
+def slow_processor(_device: DeviceSpec) -> Live:
     """A logits processor in Python."""
     return Live(
         model=llama(),
@@ -79,7 +81,7 @@ def slow_processor() -> Live:
     )
 
 
-def slow_criterion() -> Live:
+def slow_criterion(_device: DeviceSpec) -> Live:
     """A stopping criterion in Python."""
     return Live(
         model=llama(),
@@ -88,12 +90,12 @@ def slow_criterion() -> Live:
     )
 
 
-def slow_streamer() -> Live:
+def slow_streamer(_device: DeviceSpec) -> Live:
     """A streamer that works while the model waits."""
     return Live(model=llama(), inputs=prompt(16), options=lambda: fixed(_TOKENS, streamer=SlowStreamer()))
 
 
-def collections_of_garbage() -> Live:
+def collections_of_garbage(_device: DeviceSpec) -> Live:
     """Each layer calls the collector, and there is much to look through."""
     model, heap = llama(), list[list[int]]()
 
@@ -119,7 +121,7 @@ def collections_of_garbage() -> Live:
     return Live(model=model, inputs=prompt(16), options=lambda: fixed(_TOKENS), around=storm)
 
 
-def busy_interpreter() -> Live:
+def busy_interpreter(_device: DeviceSpec) -> Live:
     """Threads that compute in Python beside the generating one."""
     return Live(model=llama(), inputs=prompt(16), options=lambda: fixed(_TOKENS), around=_hogs)
 
@@ -153,7 +155,7 @@ def _beside(work: Callable[[], object], *, threads: int = 1) -> Iterator[None]:
             one.join()
 
 
-def neighbour() -> Live:
+def neighbour(_device: DeviceSpec) -> Live:
     """Two other requests on another traced model of the process, all the time."""
     other = llama()
     inputs = prompt(64, batch=4)
@@ -169,7 +171,7 @@ def neighbour() -> Live:
     return Live(model=llama(), inputs=prompt(16), options=lambda: fixed(_TOKENS), around=around)
 
 
-def many_threads() -> Live:
+def many_threads(device: DeviceSpec) -> Live:
     """Eight intra-op threads for each processor."""
 
     @contextmanager
@@ -182,14 +184,14 @@ def many_threads() -> Live:
             torch.set_num_threads(before)
 
     return Live(
-        model=llama(hidden_size=512, intermediate_size=1024),
-        inputs=prompt(64),
+        model=llama(dtype=fastest(device), hidden_size=1024, intermediate_size=4096),
+        inputs=prompt(8),
         options=lambda: fixed(6),
         around=around,
     )
 
 
-def compilation_per_shape() -> Live:
+def compilation_per_shape(_device: DeviceSpec) -> Live:
     """A compiled forward that meets a new length with each token."""
     model = llama(num_hidden_layers=1)
     block = model.model.layers[0].self_attn

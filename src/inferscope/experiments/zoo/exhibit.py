@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inferscope.analysis.verdict import Finding, Result
     from inferscope.specs import DeviceSpec
 
-__all__ = ["Exhibit", "Live", "Proof", "Scene", "Truth", "always"]
+__all__ = ["Exhibit", "Expected", "Live", "Proof", "Scene", "Truth"]
 
 _SHORT_TOKENS = 2
 
@@ -37,22 +37,33 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """A finding that is right about an exhibit, for the right reason.
+
+    Attributes:
+        code: Of the finding.
+        phase: That it speaks of; None for the whole request.
+        proofs: Rows of evidence it must have.
+        says: Words that its claim must hold, such as the class of what was planted.
+    """
+
+    code: str
+    phase: str | None = None
+    proofs: tuple[Proof, ...] = ()
+    says: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
     """What is true of an exhibit on one device.
 
     Attributes:
-        codes: The finding that must come first: one code, or several where the device lies too close to the border
-            between them for either to be false.
-        phase: That the finding speaks of; None for the whole request, or any where several codes are true.
-        proofs: Rows of evidence it must have.
-        says: Words that its claim or its evidence must hold, such as the class of what was planted.
+        expected: The finding that must come first; several where the device lies too close to the border between them
+            for either to be false.
         beside: Codes above INFO that are true as well, and why.
     """
 
-    codes: tuple[str, ...]
-    phase: str | None = None
-    proofs: tuple[Proof, ...] = ()
-    says: tuple[str, ...] = ()
+    expected: tuple[Expected, ...]
     beside: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -70,15 +81,14 @@ class Exhibit:
     Attributes:
         name: As `--only` takes it.
         planted: The cause, in a sentence.
-        build: Makes the scene; loads torch.
+        build: Makes the scene for a device's ceilings.
         truth: What has to be said first on a device.
-        twin: Whether the device is a simulated one: then this machine's ceilings play no part.
-        by_load: Codes that other work on the machine may add, whatever is planted.
+        twin: Whether the device is a simulated GPU: then this machine's ceilings play no part.
     """
 
     name: str
     planted: str
-    build: Callable[[], Scene]
+    build: Callable[[DeviceSpec], Scene]
     truth: Callable[[DeviceSpec], Truth]
     twin: bool = False
 
@@ -88,7 +98,7 @@ class Exhibit:
         Args:
             device: Ceilings to judge by; a twin brings its own.
         """
-        return self.build().observe(device)
+        return self.build(device).observe(device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +140,3 @@ class Live:
         if opened.last is None:
             raise RuntimeError("the request left no result; a warning above says why")
         return opened.last
-
-
-def always(truth: Truth) -> Callable[[DeviceSpec], Truth]:
-    """The same truth on every device."""
-    return lambda _device: truth
-
-
-def above_info(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """Those that ask for something to be done."""
-    return tuple(one for one in findings if one.severity in {"OPT", "WARN"})

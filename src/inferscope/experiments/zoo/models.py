@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-__all__ = ["fixed", "llama", "prompt"]
+if TYPE_CHECKING:
+    from inferscope.specs import DeviceSpec
+
+__all__ = ["fastest", "fixed", "llama", "prompt"]
 
 _SEED = 7
 _VOCABULARY = 512
@@ -51,3 +54,10 @@ def prompt(length: int, batch: int = 1) -> dict[str, torch.Tensor]:
 def fixed(new_tokens: int, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - generate's own
     """Options of `generate` for exactly so many tokens."""
     return {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, **options}
+
+
+def fastest(device: DeviceSpec) -> torch.dtype:
+    """bfloat16 where this device's measured peak is higher in it, else float32: so that the dtype is not the cause."""
+    peaks = device.compute_flops_per_s
+    wide, narrow = peaks.get("float32"), peaks.get("bfloat16")
+    return torch.bfloat16 if wide is not None and narrow is not None and narrow.value > wide.value else torch.float32

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from inferscope.experiments.zoo.exhibit import Live
-from inferscope.experiments.zoo.models import fixed, llama, prompt
+from inferscope.experiments.zoo.models import fastest, fixed, llama, prompt
+
+if TYPE_CHECKING:
+    from inferscope.specs import DeviceSpec
+
+__all__ = ["bad_draft", "beams", "no_cache", "padded"]
 
 
-def no_cache(dtype=torch.bfloat16) -> Live:
+def no_cache(device: DeviceSpec) -> Live:
     """Everything anew for each token."""
-    return Live(model=llama(dtype=dtype), inputs=prompt(256), options=lambda: fixed(8, use_cache=False))
+    return Live(
+        model=llama(dtype=fastest(device)), inputs=prompt(256), options=lambda: fixed(32, use_cache=False)
+    )
 
 
-def padded(dtype=torch.bfloat16) -> Live:
-    """Eight prompts, seven of them nearly empty."""
-    inputs = prompt(512, batch=8)
+def padded(device: DeviceSpec) -> Live:
+    """Eight prompts of 512 positions, seven of them nearly empty."""
+    inputs = prompt(512, batch=16)
     inputs["attention_mask"][1:, :-16] = 0
-    return Live(model=llama(dtype=dtype), inputs=inputs, options=lambda: fixed(1))
+    return Live(model=llama(dtype=fastest(device)), inputs=inputs, options=lambda: fixed(1))
 
 
-def beams(dtype=torch.bfloat16) -> Live:
+def beams(device: DeviceSpec) -> Live:
     """Sixteen beams."""
-    return Live(model=llama(dtype=dtype), inputs=prompt(16), options=lambda: fixed(12, num_beams=16))
+    return Live(model=llama(dtype=fastest(device)), inputs=prompt(128), options=lambda: fixed(8, num_beams=16))
 
 
-def bad_draft() -> Live:
-    """A draft that is no smaller, and guesses."""
+def bad_draft(_device: DeviceSpec) -> Live:
+    """A draft that has more layers than the model, and guesses."""
     model, draft = llama(), llama(hidden_size=128, intermediate_size=256, num_hidden_layers=8)
     draft.generation_config.num_assistant_tokens = 8
     draft.generation_config.num_assistant_tokens_schedule = "constant"
