@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("transformers")
 
-import inferscope
+from quick_ceilings import quick_ceilings
+
 from inferscope.experiments.zoo import catalogue
 from inferscope.experiments.zoo.exhibit import Expected, Proof, Truth
 from inferscope.experiments.zoo.visit import faults_of, look
@@ -23,16 +24,9 @@ MARKS = ("<!-- exhibits -->\n", "<!-- end of exhibits -->\n")
 ATTEMPTS = 3
 
 
-@pytest.fixture(scope="session")
-def machine(tmp_path_factory):
-    """This machine's ceilings. What other work disturbed is measured again: kept readings are not."""
-    folder = tmp_path_factory.mktemp("calibration")
-    for _ in range(4):
-        device = inferscope.calibrate("cpu", cache_dir=folder)
-        if {"float32", "bfloat16"} <= set(device.compute_flops_per_s) and device.copy_bytes_per_s is not None:
-            return device
-    pytest.skip(f"no calibration: {'; '.join(device.rejected)}")
-    return None
+@pytest.fixture(scope="module")
+def machine():
+    return quick_ceilings()
 
 
 @pytest.mark.parametrize("name", [name for name, exhibit in EXHIBITS.items() if not exhibit.twin])

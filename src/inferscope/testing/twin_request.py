@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from inferscope.capture.calls import hold
 from inferscope.capture.device import PassMeter
@@ -25,6 +25,7 @@ from inferscope.testing.twin import DeviceTwin, FakeClock, TwinEvents
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from inferscope.meters.device import EventSource
     from inferscope.records import GenerationRecord
     from inferscope.testing.twin import TwinStream
 
@@ -73,7 +74,7 @@ class TwinRequest:
         self.cache = _Cache(cached)
         self.faults: list[BaseException] = []
         self.request = Request(entered_ns=self.clock.now_ns(), started_unix_ns=1, clock=self.clock)
-        self.request.meter = PassMeter(self.request, [self.events], plug_every=plug_every)
+        self.request.meter = PassMeter(self.request, [cast("EventSource", self.events)], plug_every=plug_every)
         self.raw = RawRequest(self.request, hold((), {}), weakref.ref(self.model), request_id="0" * 16)
         self.raw.keep_samples = True
         self.frame = Frame(self.request, self.model)

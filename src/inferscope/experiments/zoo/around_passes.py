@@ -12,8 +12,8 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from inferscope import session
-from inferscope.experiments.zoo.models import fastest, fixed, llama, prompt
 from inferscope.experiments.zoo.exhibit import Live
+from inferscope.experiments.zoo.models import fastest, fixed, llama, prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

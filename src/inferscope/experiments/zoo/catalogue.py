@@ -154,7 +154,9 @@ EXHIBITS: tuple[Exhibit, ...] = (
         build=of_the_model.tiny,
         truth=_always(
             Expected(
-                code="overhead-bound-passes", phase="decode", proofs=(Proof(metric="operator_overhead_share", least=0.1),)
+                code="overhead-bound-passes",
+                phase="decode",
+                proofs=(Proof(metric="operator_overhead_share", least=0.1),),
             )
         ),
     ),
@@ -281,7 +283,9 @@ EXHIBITS: tuple[Exhibit, ...] = (
         build=_twin(Twin(sizes=twins.SMALL)),
         truth=_always(
             Expected(
-                code="overhead-bound-passes", phase="decode", proofs=(Proof(metric="operator_overhead_share", least=0.8),)
+                code="overhead-bound-passes",
+                phase="decode",
+                proofs=(Proof(metric="operator_overhead_share", least=0.8),),
             )
         ),
         twin=True,
@@ -334,9 +338,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
                 input_tokens=4096,
                 new_tokens=2,
                 slower=2.0,
-                surroundings=around(
-                    clock_reasons=("hw_thermal_slowdown",), sm_clock_hz=0.9e9, temperature_c=92.0
-                ),
+                surroundings=around(clock_reasons=("hw_thermal_slowdown",), sm_clock_hz=0.9e9, temperature_c=92.0),
             )
         ),
         truth=_always(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
-    from inferscope.analysis.verdict import Finding, Result
+    from inferscope.analysis.verdict import Result
     from inferscope.specs import DeviceSpec
 
 __all__ = ["Exhibit", "Expected", "Live", "Proof", "Scene", "Truth"]

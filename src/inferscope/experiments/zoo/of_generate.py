@@ -15,9 +15,7 @@ __all__ = ["bad_draft", "beams", "no_cache", "padded"]
 
 def no_cache(device: DeviceSpec) -> Live:
     """Everything anew for each token."""
-    return Live(
-        model=llama(dtype=fastest(device)), inputs=prompt(256), options=lambda: fixed(32, use_cache=False)
-    )
+    return Live(model=llama(dtype=fastest(device)), inputs=prompt(256), options=lambda: fixed(32, use_cache=False))
 
 
 def padded(device: DeviceSpec) -> Live:
@@ -28,8 +26,9 @@ def padded(device: DeviceSpec) -> Live:
 
 
 def beams(device: DeviceSpec) -> Live:
-    """Sixteen beams."""
-    return Live(model=llama(dtype=fastest(device)), inputs=prompt(128), options=lambda: fixed(8, num_beams=16))
+    """Sixteen beams, whose prompts are computed as often."""
+    model = llama(dtype=fastest(device), hidden_size=512, intermediate_size=2048)
+    return Live(model=model, inputs=prompt(256), options=lambda: fixed(4, num_beams=16))
 
 
 def bad_draft(_device: DeviceSpec) -> Live:

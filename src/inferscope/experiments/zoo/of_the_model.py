@@ -46,9 +46,7 @@ def wide_dtype(_device: DeviceSpec) -> Live:
 
 
 def _prefill(dtype: torch.dtype) -> Live:
-    model = llama(
-        dtype=dtype, hidden_size=2048, intermediate_size=8192, num_attention_heads=16, num_hidden_layers=1
-    )
+    model = llama(dtype=dtype, hidden_size=2048, intermediate_size=8192, num_attention_heads=16, num_hidden_layers=1)
     return Live(model=model, inputs=prompt(512), options=lambda: fixed(1))
 
 
@@ -150,8 +148,8 @@ def copied_weights(device: DeviceSpec) -> Live:
 
 
 def offloaded(device: DeviceSpec) -> Live:
-    """accelerate keeps the weights elsewhere and brings them in for each layer."""
-    from accelerate import cpu_offload  # noqa: PLC0415 - only here
+    """Weights that accelerate keeps elsewhere and brings in for each layer."""
+    from accelerate import cpu_offload  # type: ignore[import-untyped]  # noqa: PLC0415 - only here
 
     model = llama(dtype=fastest(device), hidden_size=1024, intermediate_size=4096, num_attention_heads=8)
     cpu_offload(model, execution_device=torch.device("cpu"))

@@ -40,9 +40,7 @@ def choose(only: Iterable[str]) -> tuple[Exhibit, ...]:
     try:
         from inferscope.experiments.zoo.catalogue import EXHIBITS  # noqa: PLC0415 - loads transformers
     except ImportError as error:
-        raise MissingExtraError(
-            f"the tour needs {error.name}: pip install 'inferscope[hf]'"
-        ) from error
+        raise MissingExtraError(f"the tour needs {error.name}: pip install 'inferscope[hf]'") from error
     wanted = tuple(only)
     known = {exhibit.name: exhibit for exhibit in EXHIBITS}
     for name in wanted:

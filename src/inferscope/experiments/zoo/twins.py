@@ -115,7 +115,6 @@ class Twin:
             if self.reads:
                 run.twin.synchronize()
 
-
     def _looked_at(self, passes: int) -> dict[str, Any]:
         """What looking for waits in every pass would have seen."""
         if not self.reads:
