@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 from dataclasses import replace
@@ -12,9 +14,12 @@ import pytest
 pytest.importorskip("transformers")
 
 from quick_ceilings import quick_ceilings
+from rich.console import Console
 
+from inferscope.errors import SettingError
 from inferscope.experiments.zoo import catalogue
 from inferscope.experiments.zoo.exhibit import Expected, Proof, Truth
+from inferscope.experiments.zoo.tour import run_tour
 from inferscope.experiments.zoo.visit import faults_of, look
 from inferscope.specs import Ceiling, DeviceSpec
 
@@ -108,6 +113,33 @@ def test_what_is_true_follows_this_machine_s_rates():
     assert codes("float32", **{**usual, "narrow": 9e10}) == {"prefill-compute-bound"}
     assert "decode-weight-bound" in codes("weight-bound-decode", **usual)
     assert codes("weight-bound-decode", **{**usual, "gemv": 1e9}) == {"kernel-inefficient"}
+
+
+def tour(*only, as_json):
+    out, status = Console(file=io.StringIO(), width=100), Console(file=io.StringIO())
+    run_tour(only, as_json=as_json, console=out, status=status)
+    assert all(name in status.file.getvalue() for name in only)
+    return out.file.getvalue()
+
+
+def test_the_tour_says_what_is_planted_what_is_said_and_why():
+    text = tour("gpu-starved", "gpu-throttled", as_json=False)
+    assert text.index("gpu-starved") < text.index("overhead-bound-passes") < text.index("gpu-throttled-thermal")
+    assert "operator_overhead_share" in text
+    assert "2 of 2 planted causes were named first" in text
+    assert "but " not in text
+
+
+def test_the_tour_is_there_for_programs():
+    (only,) = json.loads(tour("gpu-item-per-layer", as_json=True))
+    assert (only["exhibit"], only["right"], only["faults"]) == ("gpu-item-per-layer", True, [])
+    assert only["first"]["code"] == only["expected"][0] == "sync-per-token"
+    assert {row["metric"]: row["value"] for row in only["first"]["evidence"]}["syncs_per_pass"] == 24
+
+
+def test_an_exhibit_that_is_not_there_is_refused_by_name():
+    with pytest.raises(SettingError, match="--only elephant: expected one of big-gemm-prefill"):
+        run_tour(["elephant"], as_json=False, console=Console(), status=Console())
 
 
 def table():

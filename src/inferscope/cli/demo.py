@@ -23,7 +23,7 @@ Examples:
 """
 
 
-def demo(
+def demo(  # noqa: PLR0913 - one option each
     *,
     model: Annotated[
         str | None, typer.Option(help="Folder, .gguf file or hub id. Default: SmolLM2-135M-Instruct.")
