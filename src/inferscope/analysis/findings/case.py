@@ -139,8 +139,13 @@ class Case(_Subject):
 
     @property
     def ran_share(self) -> float:
-        """Part of the phase's wall in which the thread ran, or may have (0..1); 1 where a device did the work."""
-        return max(1e-9, 1.0 - self.part("offcpu inside")) if self.on_cpu else 1.0
+        """Part of the phase's wall in which the thread ran, or may have (0..1).
+
+        1 where a device did the work, and where more threads than processors wait for each other: that is their work.
+        """
+        process = self.record.process
+        crowded = process is not None and (process.intra_op_threads or 0) > (process.usable_cpus or 0) > 0
+        return 1.0 if crowded or not self.on_cpu else max(1e-9, 1.0 - self.part("offcpu inside"))
 
     @property
     def own_share(self) -> float:

@@ -184,7 +184,7 @@ def many_threads(device: DeviceSpec) -> Live:
             torch.set_num_threads(before)
 
     return Live(
-        model=llama(dtype=fastest(device), hidden_size=1024, intermediate_size=4096),
+        model=llama(dtype=fastest(device), hidden_size=512, intermediate_size=1024),
         inputs=prompt(8),
         options=lambda: fixed(6),
         around=around,
