@@ -477,3 +477,25 @@ def test_recorded_concatenations_say_what_the_cache_takes():
     ]
     assert shares[0] < 0.3
     assert 0.45 < shares[1] < 0.55
+
+
+def test_operators_that_wait_for_too_many_threads_are_not_too_many_operators():
+    process = ProcessState(intra_op_threads=16, usable_cpus=2)
+    severities = {
+        each.code: each.severity for each in found(request(model(TINY), phase("decode", MS), process=process))
+    }
+    assert severities["thread-oversubscription"] == "WARN"
+    assert severities["overhead-bound-passes"] == "INFO"
+
+
+def test_scores_that_are_most_of_the_traffic_explain_slow_kernels():
+    scores = terms("attention scores", extra_bytes=20_000_000)
+    work = {"weight_bytes": 2_000_000, "flops": 1_000}
+
+    def codes(attention):
+        record = request(model(work, groups=(scores,), attention=attention), phase("prefill", 60 * MS))
+        return [(each.code, each.severity) for each in found(record) if each.severity != "INFO"]
+
+    assert codes("eager")[0] == ("attention-unfused", "OPT")
+    assert ("kernel-inefficient", "OPT") not in codes("eager")
+    assert ("kernel-inefficient", "OPT") in codes("sdpa")

@@ -12,6 +12,8 @@ from inferscope.experiments.zoo.exhibit import Live
 from inferscope.experiments.zoo.models import fastest, fixed, llama, prompt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from inferscope.specs import DeviceSpec
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "long_context_decode",
     "many_operators",
     "offloaded",
+    "product_flops_per_s",
     "tiny",
     "weight_decode",
     "wide_dtype",
@@ -38,6 +41,14 @@ _TRIES = 7
 def big_prefill(device: DeviceSpec) -> Live:
     """Matrices large enough to keep the arithmetic busy, in the fastest dtype, and one token."""
     return _prefill(fastest(device))
+
+
+def product_flops_per_s(device: DeviceSpec) -> float:
+    """How fast this machine does the largest product of `big_prefill`: the best of a few."""
+    dtype = fastest(device)
+    tokens, weights = torch.zeros(512, 2048, dtype=dtype), torch.zeros(8192, 2048, dtype=dtype)
+    best_s = _best_s(lambda: torch.nn.functional.linear(tokens, weights))
+    return 2 * 512 * weights.numel() / best_s
 
 
 def wide_dtype(_device: DeviceSpec) -> Live:
@@ -93,12 +104,17 @@ def attention_bytes_per_s() -> float:
     """How fast torch's attention reads the cache of `long_context_decode` on this machine: the best of a few."""
     keys = torch.zeros(_SEQUENCES, _HEADS, _CONTEXT, _HEAD_SIZE)
     values, query = keys.clone(), torch.ones(_SEQUENCES, _HEADS, 1, _HEAD_SIZE)
+    best_s = _best_s(lambda: torch.nn.functional.scaled_dot_product_attention(query, keys, values))
+    return 2 * keys.numel() * keys.element_size() / best_s
+
+
+def _best_s(work: Callable[[], object]) -> float:
     best_s = float("inf")
     for _ in range(_TRIES):
         started = time.perf_counter()
-        torch.nn.functional.scaled_dot_product_attention(query, keys, values)
+        work()
         best_s = min(best_s, time.perf_counter() - started)
-    return 2 * keys.numel() * keys.element_size() / best_s
+    return best_s
 
 
 def eager_attention(device: DeviceSpec) -> Live:
