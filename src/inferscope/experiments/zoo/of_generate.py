@@ -15,7 +15,11 @@ __all__ = ["bad_draft", "beams", "no_cache", "padded"]
 
 def no_cache(device: DeviceSpec) -> Live:
     """Everything anew for each token."""
-    return Live(model=llama(dtype=fastest(device)), inputs=prompt(256), options=lambda: fixed(32, use_cache=False))
+    return Live(
+        model=llama(dtype=fastest(device), hidden_size=512, intermediate_size=2048),
+        inputs=prompt(256),
+        options=lambda: fixed(32, use_cache=False),
+    )
 
 
 def padded(device: DeviceSpec) -> Live:

@@ -25,7 +25,6 @@ __all__ = [
     "long_context_decode",
     "many_operators",
     "offloaded",
-    "product_flops_per_s",
     "tiny",
     "weight_decode",
     "wide_dtype",
@@ -41,14 +40,6 @@ _TRIES = 7
 def big_prefill(device: DeviceSpec) -> Live:
     """Matrices large enough to keep the arithmetic busy, in the fastest dtype, and one token."""
     return _prefill(fastest(device))
-
-
-def product_flops_per_s(device: DeviceSpec) -> float:
-    """How fast this machine does the largest product of `big_prefill`: the best of a few."""
-    dtype = fastest(device)
-    tokens, weights = torch.zeros(512, 2048, dtype=dtype), torch.zeros(8192, 2048, dtype=dtype)
-    best_s = _best_s(lambda: torch.nn.functional.linear(tokens, weights))
-    return 2 * 512 * weights.numel() / best_s
 
 
 def wide_dtype(_device: DeviceSpec) -> Live:
