@@ -154,8 +154,8 @@ def table():
 
 
 ON_THIS_MACHINE = {
-    "big-gemm-prefill": "`prefill-compute-bound`, or `kernel-inefficient` where a quarter to a half of prefill is above "
-    "what the peak demands",
+    "big-gemm-prefill": "`prefill-compute-bound`, or `kernel-inefficient` where a quarter to a half of prefill is "
+    "above what the peak demands",
     "float32": "`faster-dtype-unused` where bfloat16 was measured faster, else `prefill-compute-bound`",
     "weight-bound-decode": "`decode-weight-bound`, or `kernel-inefficient` where matrix times vector stays far below "
     "the memory roof",
