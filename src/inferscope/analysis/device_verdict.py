@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inferscope.analysis.doubts import balanced, shifted_demands
-from inferscope.analysis.recorded import communication_ns
+from inferscope.analysis.recorded import communication_ns, waits_per_pass
 from inferscope.analysis.verdict import BOUNDS, Evidence, PhaseDiagnosis
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ starved 0 to 0.003, just past balance 0.10, saturated 0.82."""
 BEHIND = 0.10
 """Lag over event time from which on the host surely waits for the device; between the two they are balanced."""
 BEATEN_ROOF = 1.05
+_SEVERAL = 2.0
+"""Waits for each pass, its selection included, from which on some lie within it: generate's own is one."""
 _NS_TO_S = 1e-9
 
 
@@ -43,6 +45,7 @@ class _Reading:
     lag_share: float
     whole: bool
     communication_ns: float = 0.0
+    waits_inside: float = 0.0
 
 
 def judge_on_device(
@@ -102,6 +105,7 @@ def _read(phase: PhaseRecord, device: DeviceTime | None) -> _Reading | str:
         lag_share=device.lag_share,
         whole=device.passes == phase.passes,
         communication_ns=communication_ns(phase),
+        waits_inside=waits_per_pass(phase) or 0.0,
     )
 
 
@@ -145,6 +149,11 @@ def _doubts(
     others = [_shares(read.high_ns, read, other, roofs) for other in shifted_demands(needed, roofs)]
     if read.lag_share > STARVED and any(_largest(other) != _largest(shares) for other in others):
         reasons.append("the verdict turns on a ceiling whose readings were spread: calibrate again")
+    if read.waits_inside >= _SEVERAL:
+        reasons.append(
+            f"the host waits about {read.waits_inside:.0f} times in each pass: that the device had been caught up with "
+            "at the end does not tell which of the two is waited for"
+        )
     if not read.whole:
         reasons.append("some passes could not be timed on the device, and are taken to be like the others")
     if needed.total_ns > BEATEN_ROOF * read.high_ns:

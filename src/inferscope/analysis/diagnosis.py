@@ -194,7 +194,7 @@ def _split(phase: PhaseRecord, cost: PassCost, roofs: Roofs, needed: Demand, ope
     forward = phase.ledger.issue_ns
     scale = min(1.0, forward / needed.total_ns) if needed.total_ns > 0 else 1.0
     rest = max(0.0, forward - scale * needed.total_ns)
-    away = min(rest, float(phase.ledger.offcpu_ns or 0))  # the thread did not run: no kernel's fault
+    away = min(rest, _no_kernels_ns(phase))
     rest -= away
     if recorded is not None:
         inside = min(rest, recorded.beyond(scale * needed.total_ns, operator_ns or 0.0))
@@ -223,6 +223,17 @@ def _split(phase: PhaseRecord, cost: PassCost, roofs: Roofs, needed: Demand, ope
         unexplained_ns=unexplained,
         memory_class=roofs.memory_class,
     )
+
+
+def _no_kernels_ns(phase: PhaseRecord) -> float:
+    """Time of the forwards in which the thread did not run, or collected garbage: no kernel's fault.
+
+    Approximation: a collector is kept off the CPU as often as the rest of the phase is.
+    """
+    wall = max(phase.wall_ns, 1)
+    away = float(phase.ledger.offcpu_ns or 0)
+    collected = max(0.0, (phase.ledger.gc_ns or 0) - (phase.wall_ns - phase.ledger.issue_ns))
+    return away + collected * max(0.0, 1 - away / wall)
 
 
 def _slow_kernel_ns(phase: PhaseRecord, cost: PassCost, roofs: Roofs) -> float:

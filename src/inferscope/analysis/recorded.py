@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from inferscope.records import PhaseRecord
 
-__all__ = ["Recorded", "communication_ns", "recorded_operators"]
+__all__ = ["Recorded", "communication_ns", "recorded_operators", "waits_per_pass"]
 
 _HEAVY = {"attention", "linear", "moe"}
 """Groups whose operators do what the cost counts."""
@@ -80,3 +80,18 @@ def communication_ns(phase: PhaseRecord) -> float:
         entry.time_ns for entry in deep.largest if any(part in (entry.name or "").lower() for part in _COMMUNICATION)
     )
     return min(float(phase.wall_ns), sum(found) * phase.passes / deep.passes)
+
+
+def waits_per_pass(phase: PhaseRecord) -> float | None:
+    """How often the host waits for the device in a pass and the selection after it; None where nobody counted.
+
+    A lower bound: by the passes that were looked at for it, by counts within forwards, or by the stop check's seam.
+    """
+    if phase.passes <= 0:
+        return None
+    seam = None if phase.syncs is None else phase.syncs / phase.passes
+    looked = sum(point.count for point in phase.sync_points) / phase.sync_passes if phase.sync_passes else None
+    counted = [(step.passes, step.syncs) for step in phase.steps if step.syncs is not None]
+    inside = sum(passes * syncs for passes, syncs in counted) / phase.passes + (seam or 0.0) if counted else None
+    known = [value for value in (seam, looked, inside) if value is not None]
+    return max(known) if known else None

@@ -35,6 +35,8 @@ _EXTRAS = {
     "mask": "attention scores",
 }
 """Traffic beyond the model's, by the group that causes it: which term it is."""
+_CALL_NS = 20_000
+"""More than a call of an operator on one token's data takes, recorded, on any host."""
 _CONCATENATIONS = {"aten::cat", "aten::concat"}
 _POOLS: dict[str, frozenset[str]] = {
     "gc": frozenset({"select", "deliver", "dispatch", "gc"}),
@@ -272,7 +274,7 @@ def _recorded_terms(phase: PhaseRecord, growth: Term | None) -> dict[str, Term]:
     """What recorded operators say of copies, carried over to the phase's forwards by share.
 
     Concatenations are the cache's and others' (rotary embeddings are put together by them), so that they bound what the
-    growing cache takes from above, and do not say it.
+    growing cache takes from above. In decode the others are small, and what they leave is the cache's.
     """
     if phase.deep is None or phase.deep.wall_ns <= 0:
         return {}
@@ -282,7 +284,11 @@ def _recorded_terms(phase: PhaseRecord, growth: Term | None) -> dict[str, Term]:
         return {"copies": Term(name="copies", time_ns=copies_ns)}
     joined_ns = scale * sum(entry.time_ns for entry in phase.deep.largest if entry.name in _CONCATENATIONS)
     grown_ns = min(growth.time_ns, joined_ns)
+    # What else is put together in a pass of one token is small: its cost is that of calling.
+    if phase.work and all(work.regime == "decode" for work in phase.work):
+        calls = sum(entry.calls for entry in phase.deep.largest if entry.name in _CONCATENATIONS)
+        grown_ns = max(grown_ns, joined_ns - scale * calls * _CALL_NS)
     return {
         "copies": Term(name="copies", time_ns=max(0.0, copies_ns - grown_ns)),
-        growth.name: Term(name=growth.name, time_ns=grown_ns, measured=joined_ns < growth.time_ns),
+        growth.name: Term(name=growth.name, time_ns=grown_ns, measured=grown_ns != growth.time_ns),
     }

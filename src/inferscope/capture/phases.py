@@ -237,6 +237,9 @@ class PhaseSums:
         slowest = []
         for cycle_ns, index, start_ns, parts in sorted(self.worst, reverse=True):
             excess = {name: parts[i] - mean[i] for i, name in enumerate(PARTS)}
+            beyond = cycle_ns - sum(mean[: len(EXCLUSIVE)])
+            for name in ("gc", "offcpu"):  # CPU time is read for several passes at once, and is then one's alone here
+                excess[name] = min(excess[name], beyond)
             cause = _cause(excess)
             if excess[cause] > 0 and cycle_ns > sum(mean[: len(EXCLUSIVE)]):
                 slowest.append(

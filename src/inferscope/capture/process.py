@@ -10,8 +10,8 @@ from inferscope.records import ProcessState
 
 __all__ = ["compiled_so_far", "state_since"]
 
-_WHOLE_COMPILATION = "_compile.compile_inner"
-"""The compiler's own name for one frame from bytecode to code; its other entries are parts of it."""
+_WHOLE_COMPILATION = ("entire_frame_compile", "_compile.compile_inner")
+"""The compiler's own names, newer first, for one frame from bytecode to code; its other entries are parts of it."""
 
 
 def compiled_so_far() -> tuple[int, int] | None:
@@ -20,7 +20,8 @@ def compiled_so_far() -> tuple[int, int] | None:
     if compiler is None:
         return None
     try:
-        spent_ns = int(compiler.cumulative_time_spent_ns.get(_WHOLE_COMPILATION, 0))
+        spent = compiler.cumulative_time_spent_ns
+        spent_ns = int(next((spent[name] for name in _WHOLE_COMPILATION if name in spent), 0))
         return int(compiler.counters.get("stats", {}).get("unique_graphs", 0)), spent_ns
     except Exception:  # noqa: BLE001 - the compiler's own books, which other versions may keep otherwise
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -12,6 +12,10 @@ from rich.console import Console
 from inferscope.cli import completion
 from inferscope.cli.documents import headed, show
 from inferscope.cli.interruption import resumable
+from inferscope.errors import SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["EXAMPLES", "demo"]
 
@@ -22,10 +26,12 @@ Examples:
   inferscope demo --dtype bfloat16 --batch-size 8
   inferscope demo --model ./my-model --endpoint http://localhost:4317
   inferscope demo --json > demo.json
+  inferscope demo --tour
+  inferscope demo --tour --only gc-storm --only gpu-starved --json
 """
 
 
-def demo(
+def demo(  # noqa: PLR0913 - one option each
     *,
     model: Annotated[
         str | None, typer.Option(help="Folder, .gguf file or hub id. Default: SmolLM2-135M-Instruct.")
@@ -41,8 +47,19 @@ def demo(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for records and spans.")] = Path("inferscope-out"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs, without the answer.")] = False,
+    tour: Annotated[
+        bool, typer.Option("--tour", help="Walk through workloads with one planted cause each instead.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="With --tour: this exhibit; may be given several times.")
+    ] = None,
 ) -> None:
     """Ask a small model one question and say where the time went."""
+    if tour:
+        _tour(only or (), as_json=as_json)
+        return
+    if only:
+        raise SettingError("--only belongs to --tour")
     from inferscope.experiments.demo import DemoOptions, run_demo  # noqa: PLC0415 - loads torch
 
     options = DemoOptions(
@@ -67,3 +84,12 @@ def _left(records: Path) -> str:
     if not records.exists():
         return "nothing was recorded; the same command begins anew"
     return f"{records} holds the requests that were complete; the same command adds one"
+
+
+def _tour(only: Iterable[str], *, as_json: bool) -> None:
+    from inferscope.experiments.zoo.tour import as_data, run_tour  # noqa: PLC0415 - loads torch
+
+    console = None if as_json else Console(highlight=False)
+    visits = run_tour(only, console=console, status=Console(stderr=True, highlight=False))
+    if as_json:
+        show(headed("tour", {"exhibits": [as_data(visit) for visit in visits]}))

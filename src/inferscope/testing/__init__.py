@@ -34,6 +34,7 @@ from inferscope.specs import Ceiling, DeviceSpec, ModelSpec, monomials
 from inferscope.testing.budgets import Budget, BudgetExceededError, budget, write_baseline
 from inferscope.testing.timeline import Timeline, read_timeline, timeline_of, write_timeline
 from inferscope.testing.twin import DeviceTwin, FakeClock, TwinEvents
+from inferscope.testing.twin_request import TwinRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -49,6 +50,7 @@ __all__ = [
     "ReplayedGpus",
     "Timeline",
     "TwinEvents",
+    "TwinRequest",
     "budget",
     "make_gpu_sample",
     "make_record",

@@ -24,9 +24,10 @@ from made_requests import (
 
 from inferscope.analysis.diagnosis import diagnose
 from inferscope.analysis.findings import CODES, Surroundings, find
+from inferscope.analysis.roofline import roofs_for
 from inferscope.analysis.savings import Change, Term, change_phase, terms_of
 from inferscope.analysis.workload import Workload
-from inferscope.records import Contender, DeviceTime, ProcessState, RequestOptions, WorstPass
+from inferscope.records import Contender, DeviceTime, ProcessState, RequestOptions, SyncSeen, WorstPass
 from inferscope.specs import BASIS, PeakTerms
 from inferscope.syncs import LintReport, SyncPoint
 from inferscope.testing import make_gpu_sample
@@ -385,3 +386,133 @@ def test_an_unknown_term_saves_nothing_that_is_known():
     record = decode(MEMORY)
     known = terms_of(record.phases[0], diagnose(record, device=None).phases[0], None)
     assert change_phase(record, record.phases[0], known, [Change("weights", 0.5, 1.0)], "that") is None
+
+
+def test_what_could_save_next_to_nothing_asks_for_nothing():
+    """A slow prefill of a hundredth of the request is worth knowing, and not more."""
+    slow = phase("prefill", MS // 10, passes=1, q=8, regime="prefill")
+    every = found(request(model(MEMORY), slow, phase("decode", 5 * MS)))
+    severities = {(each.phase, each.code): each.severity for each in every}
+    assert severities["decode", "kernel-inefficient"] == "OPT"
+    assert {severity for (where, _), severity in severities.items() if where == "prefill"} == {"INFO"}
+
+
+def test_a_warning_whose_cost_is_not_known_comes_first():
+    first, *others = found(decode(MEMORY), surroundings=Surroundings(allocator_retries=3))
+    assert first.code == "allocator-retries"
+    assert any(each.severity == "OPT" for each in others)
+
+
+def test_a_named_cause_of_most_of_it_leaves_nothing_to_do_about_the_unnamed_one():
+    made = request(model(COMPUTE), phase("decode", 5 * MS, q=20, regime="prefill"))
+    severities = {each.code: each.severity for each in found(made)}
+    assert severities["recompute-without-cache"] == "WARN"
+    assert severities["kernel-inefficient"] == "INFO"
+
+
+def test_time_off_the_cpu_does_not_hide_what_the_rest_waits_for():
+    made = decode(MEMORY, 4 * MS, away_ns=3 * MS)
+    codes = [each.code for each in found(made)]
+    assert codes[:2] == ["cpu-contention", "decode-weight-bound"]
+    assert "kernel-inefficient" not in codes
+
+
+def test_collections_inside_forwards_are_no_kernel_s_fault():
+    codes = [each.code for each in found(decode(MEMORY, 5 * MS, gc_ns=4 * MS))]
+    assert codes[0] == "gc-pauses"
+    assert "kernel-inefficient" not in codes
+
+
+def test_clocks_that_are_held_down_are_no_kernel_s_fault():
+    spec = replace(model(MEMORY, dtype="bfloat16", device="cuda:0"))
+    slow = request(spec, on_gpu(phase("decode", 2 * MS)))
+    gpu = make_gpu_sample(clock_reasons=("hw_thermal_slowdown",), sm_clock_hz=0.9e9)
+    assert "kernel-inefficient" in [each.code for each in found(slow, GPU)]
+    assert "kernel-inefficient" not in [each.code for each in found(slow, GPU, Surroundings(gpu=gpu))]
+
+
+def test_waiting_for_a_device_that_works_is_no_loss():
+    spec = model(MEMORY, dtype="bfloat16", device="cuda:0")
+    made = replace(on_gpu(phase("decode", MS // 10, wait_ns=MS)), syncs=10)
+    finding = next(each for each in found(request(spec, made), GPU) if each.code == "sync-per-token")
+    assert finding.severity == "INFO"
+    assert {row.metric: row.value for row in finding.evidence}["wait_share"] > 0.8
+
+
+def test_waits_inside_passes_are_counted_and_named_and_leave_the_verdict_in_doubt():
+    spec = model(MEMORY, dtype="bfloat16", device="cuda:0")
+    starved = replace(on_gpu(phase("decode", 3 * MS)).device, low_ns=0, lag_ns=0)
+    seen = SyncSeen(file="layers.py", line=7, count=240)
+    made = replace(phase("decode", 3 * MS), device=starved, syncs=10, sync_passes=10, sync_points=(seen,))
+    record = request(spec, made)
+    finding = next(each for each in found(record, GPU) if each.code == "sync-per-token")
+    assert finding.severity == "OPT"
+    assert "24 times per token" in finding.claim
+    assert "layers.py:7" in finding.claim
+    reasons = diagnose(record, device=GPU).phase("decode").reasons
+    assert any("waits about 24 times in each pass" in reason for reason in reasons)
+
+
+def test_beams_multiply_the_prompt_where_it_was_read_once_for_each():
+    def saved(tokens):
+        prompt = replace(phase("prefill", 50 * MS, passes=1, q=64, regime="prefill"), tokens=tokens)
+        options = RequestOptions(num_beams=8)
+        record = request(model(COMPUTE), prompt, phase("decode", MS), options=options, input_tokens=8)
+        finding = next(each for each in found(record) if each.code == "beams-multiply-work")
+        return finding.saves.high
+
+    assert saved(64) > 2 * saved(8)
+
+
+def test_a_tail_is_held_against_whole_cycles():
+    """Selection takes nine times the forward in every pass: none is slow."""
+    slow = tuple(
+        WorstPass(index=index, start_ns=0, cycle_ns=10 * MS, cause="select", excess_ns=5 * MS) for index in (0, 1)
+    )
+    codes = [each.code for each in found(decode(MEMORY, between_ns=9 * MS, worst=slow))]
+    assert "tail-passes" not in codes
+
+
+def test_another_dtype_is_no_advice_where_only_the_cache_is_read():
+    spec = model(CACHED, groups=(terms("attention"), terms("kv-cache")), kv_bytes_per_token=300_000)
+    assert "faster-dtype-unused" not in [
+        each.code for each in found(request(spec, phase("decode", int(1.2 * MS))), TWO_DTYPES)
+    ]
+
+
+def test_recorded_concatenations_say_what_the_cache_takes():
+    made = phase("decode", 4 * MS)
+    deep = recorded(made, linear=MS, cat=2 * MS)
+    joined = replace(
+        deep.deep, largest=tuple(replace(one, name="aten::cat", calls=10) for one in deep.deep.largest[1:])
+    )
+    shares = [
+        terms_of(one, verdict, roofs)["cache growth"].time_ns / one.wall_ns
+        for one in (made, replace(deep, deep=joined))
+        for record in (request(model(MEMORY, groups=(GROWTH,)), one),)
+        for verdict, roofs in ((diagnose(record, device=DEVICE).phases[0], roofs_for(DEVICE, "float32", 1e8)),)
+    ]
+    assert shares[0] < 0.3
+    assert 0.45 < shares[1] < 0.55
+
+
+def test_operators_that_wait_for_too_many_threads_are_not_too_many_operators():
+    process = ProcessState(intra_op_threads=16, usable_cpus=2)
+    severities = {
+        each.code: each.severity for each in found(request(model(TINY), phase("decode", MS), process=process))
+    }
+    assert severities["thread-oversubscription"] == "WARN"
+    assert severities["overhead-bound-passes"] == "INFO"
+
+
+def test_scores_that_are_most_of_the_traffic_explain_slow_kernels():
+    scores = terms("attention scores", extra_bytes=20_000_000)
+    work = {"weight_bytes": 2_000_000, "flops": 1_000}
+
+    def codes(attention):
+        record = request(model(work, groups=(scores,), attention=attention), phase("prefill", 60 * MS))
+        return [(each.code, each.severity) for each in found(record) if each.severity != "INFO"]
+
+    assert codes("eager")[0] == ("attention-unfused", "OPT")
+    assert ("kernel-inefficient", "OPT") not in codes("eager")
+    assert ("kernel-inefficient", "OPT") in codes("sdpa")

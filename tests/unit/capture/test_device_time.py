@@ -4,98 +4,20 @@ from __future__ import annotations
 
 import random
 import weakref
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferscope.capture.busy import TIGHT, BusyTable, Kind, busy_of
-from inferscope.capture.calls import hold
-from inferscope.capture.device import PassMeter
-from inferscope.capture.forward import watched
-from inferscope.capture.frames import CURRENT, Frame, Request, Row
-from inferscope.capture.requests import RawRequest
 from inferscope.meters.device import PENDING_KEPT, DeviceMeter
-from inferscope.specs import ModelSpec
 from inferscope.testing import DeviceTwin, FakeClock, TwinEvents
+from inferscope.testing import TwinRequest as Course
+from inferscope.testing.twin_request import TwinModel as Model
 
 US = 1_000
-MODEL = ModelSpec(name="model", model_class="Model")
 STAMPS_NS = 10 * US
 """What recording events and their submission take in the twin: nothing finer can be told from outside."""
-
-
-class Cache:
-    def __init__(self):
-        self.tokens = 0
-
-    def get_seq_length(self):
-        return self.tokens
-
-
-class Model:
-    """Issues to a twin what a course says, pass by pass."""
-
-
-class Course:
-    """A request on a twin: passes of (issue, work) launches, selection after each, waiting or not."""
-
-    def __init__(self, *, plug_every=0, model=None, **twin):
-        self.clock = FakeClock()
-        self.twin = DeviceTwin(self.clock, **twin)
-        self.events = TwinEvents(self.twin)
-        self.model = model or Model()
-        self.cache = Cache()
-        self.faults = []
-        self.request = Request(entered_ns=self.clock.now_ns(), started_unix_ns=1, clock=self.clock)
-        self.request.meter = PassMeter(self.request, [self.events], plug_every=plug_every)
-        self.raw = RawRequest(self.request, hold((), {}), weakref.ref(self.model), request_id="0" * 16)
-        self.raw.keep_samples = True
-        self.frame = Frame(self.request, self.model)
-        self.seen = 0
-        below = SimpleNamespace(__call__=lambda _self, *_args, body, **_kwargs: body())
-        self.call = watched(below, lambda: False, lambda *_: None, lambda _frame, error: self.faults.append(error))
-
-    def forward(self, body, q=1):
-        self.twin.label = self.seen
-        self.seen += 1
-        token = CURRENT.set(self.frame)
-        try:
-            ids = SimpleNamespace(shape=(1, q))
-            self.call(self.model, input_ids=ids, past_key_values=self.cache, body=body)
-        finally:
-            CURRENT.reset(token)
-        self.cache.tokens += q
-        self.twin.label = "select"
-
-    def issue(self, launches, stream=None):
-        for issue_ns, work_ns in launches:
-            self.twin.launch(work_ns, issue_ns=issue_ns, stream=stream)
-
-    def select(self, launches=((4 * US, 2 * US),), *, synced=True):
-        self.issue(launches)
-        if synced:
-            rows, row = self.request.rows, self.request.row
-            started = self.clock.now_ns()
-            self.twin.synchronize()
-            if row:
-                rows[row - Row.WIDTH + Row.STOP_STARTED], rows[row - Row.WIDTH + Row.STOP_ENDED] = (
-                    started,
-                    self.clock.now_ns(),
-                )
-
-    def record(self):
-        self.twin.synchronize()
-        self.request.returned_ns = self.clock.now_ns()
-        if self.request.meter is not None:
-            self.request.meter.close()
-        self.request.trim()
-        self.request.left_ns = self.clock.now_ns()
-        assert not self.faults
-        record = self.raw.record(MODEL)
-        assert record.ledger.total_ns == record.wall_ns
-        return record
 
 
 def issued(issue_ns, work_ns, count):

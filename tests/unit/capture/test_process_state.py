@@ -13,11 +13,11 @@ from inferscope.capture.introspect import describe
 from inferscope.capture.process import compiled_so_far, state_since
 
 
-def books(graphs, spent_ns):
+def books(graphs, spent_ns, whole="entire_frame_compile"):
     counters = defaultdict(Counter)
     if graphs:
         counters["stats"]["unique_graphs"] = graphs
-    return SimpleNamespace(counters=counters, cumulative_time_spent_ns={"_compile.compile_inner": spent_ns})
+    return SimpleNamespace(counters=counters, cumulative_time_spent_ns={whole: spent_ns, "gc": 7.0})
 
 
 def test_what_the_compiler_did_meanwhile_is_the_difference(monkeypatch):
@@ -28,6 +28,23 @@ def test_what_the_compiler_did_meanwhile_is_the_difference(monkeypatch):
     state = state_since(before)
     assert (state.compiled_graphs, state.compile_ns) == (3, 3 * 10**9)
     assert state.intra_op_threads == torch.get_num_threads()
+
+
+def test_the_compiler_s_books_are_as_this_torch_keeps_them(monkeypatch):
+    """Real compilations: graphs, and the time they took."""
+    import torch._dynamo  # noqa: PLC0415 - takes a second
+
+    before = compiled_so_far() or (0, 0)
+    torch.compile(lambda x: x * 2 + 1, backend="eager")(torch.ones(3))
+    state = state_since(before)
+    assert state.compiled_graphs == 1
+    assert state.compile_ns > 0
+    torch._dynamo.reset()
+
+
+def test_older_books_are_read_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo.utils", books(2, 1e9, whole="_compile.compile_inner"))
+    assert compiled_so_far() == (2, 10**9)
 
 
 def test_nothing_is_written_into_the_compilers_books(monkeypatch):

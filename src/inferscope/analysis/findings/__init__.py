@@ -89,10 +89,16 @@ REQUEST_RULES = {
 CODES = (*PHASE_RULES, *REQUEST_RULES)
 """Every code that a request's finding can have, beside those of a GPU's window (`analysis.advice.CODES`)."""
 
-_UNNAMED = "kernel-inefficient"
-"""Says that kernels are slow and not why: a finding that names a cause of the same time comes before it."""
+_UNNAMED = ("kernel-inefficient", "overhead-bound-passes")
+"""Say where the time is and not why: a finding that names a cause of the same time comes before them."""
+_NO_CAUSES = (*_UNNAMED, "tail-passes")
+"""Name none of what every pass takes."""
 _EXPLAINS = 0.1
-"""Part of what the unnamed one would save from which on a named cause explains enough of it."""
+"""Part of what the unnamed one would save from which on a named cause explains enough of it to come first."""
+_EXPLAINS_MOST = 0.6
+"""The same, from which on the unnamed one is only worth knowing: there is no second thing to do."""
+_WORTH_ACTING = 0.02
+"""What a finding must be able to save of the request to ask for something to be done."""
 _RANK = {"WARN": 0, "OPT": 0, "INFO": 1, "OK": 2}
 
 
@@ -101,7 +107,10 @@ def find(
 ) -> tuple[Finding, ...]:
     """All findings on a record: what can be gained first, by its share of the request, then the rest.
 
-    A finding that names the cause of slow kernels comes before the one that only says that they are slow.
+    A warning whose cost is not known comes first: it says that something is wrong, and often that the numbers of the
+    others are not to be relied on. A finding that names the cause of slow kernels or of overhead comes before the one
+    that only says that they are there; where it explains most of that, the latter is only worth knowing. So is what
+    could save next to nothing.
 
     Args:
         record: What was measured.
@@ -118,6 +127,7 @@ def find(
     found = [finding for case in cases for look in PHASE_RULES.values() if (finding := look(case)) is not None]
     found += [finding for look in REQUEST_RULES.values() if (finding := look(whole)) is not None]
     found += of_the_gpu.look(whole)
+    found = [_only_worth_knowing(one) if _saves_nothing(one) else one for one in found]
     return _named_first(_with_overlaps(sorted(found, key=_order)))
 
 
@@ -126,7 +136,17 @@ def _is_sound(phase: PhaseRecord) -> bool:
     return phase.wall_ns > 0 and phase.ledger.total_ns == phase.wall_ns
 
 
+def _saves_nothing(finding: Finding) -> bool:
+    return finding.severity == "OPT" and finding.saves is not None and finding.saves.high < _WORTH_ACTING
+
+
+def _only_worth_knowing(finding: Finding) -> Finding:
+    return replace(finding, severity="INFO")
+
+
 def _order(finding: Finding) -> tuple[int, float]:
+    if finding.severity == "WARN" and finding.saves is None:
+        return -1, 0.0
     return _RANK[finding.severity], -(finding.saves.request_share if finding.saves is not None else 0.0)
 
 
@@ -145,20 +165,27 @@ def _with_overlaps(found: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _named_first(found: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    ordered = list(found)
-    for unnamed in [one for one in found if one.code == _UNNAMED]:
+    explained = [
+        _only_worth_knowing(one)
+        if one.code in _UNNAMED and any(_explains(cause, one, _EXPLAINS_MOST) for cause in found)
+        else one
+        for one in found
+    ]
+    ordered = sorted(explained, key=_order)
+    for unnamed in [one for one in ordered if one.code in _UNNAMED and _RANK[one.severity] == 0]:
         at = ordered.index(unnamed)
-        causes = [one for one in ordered[at + 1 :] if one.code != _UNNAMED and _explains(one, unnamed)]
+        causes = [one for one in ordered[at + 1 :] if _explains(one, unnamed, _EXPLAINS)]
         for cause in reversed(causes):
             ordered.remove(cause)
             ordered.insert(at, cause)
     return tuple(ordered)
 
 
-def _explains(cause: Finding, unnamed: Finding) -> bool:
-    if cause.saves is None or unnamed.saves is None or _RANK[cause.severity] > 0:
+def _explains(cause: Finding, unnamed: Finding, least: float) -> bool:
+    """Whether a cause could save at least such a part of what the unnamed finding could, in the same time."""
+    if cause.code in _NO_CAUSES or cause.saves is None or unnamed.saves is None or _RANK[cause.severity] > 0:
         return False
-    return _address_the_same(cause, unnamed) and cause.saves.high >= _EXPLAINS * unnamed.saves.high
+    return _address_the_same(cause, unnamed) and cause.saves.high >= least * unnamed.saves.high
 
 
 def _address_the_same(one: Finding, other: Finding) -> bool:

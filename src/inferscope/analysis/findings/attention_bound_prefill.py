@@ -19,7 +19,7 @@ MOST = 0.5
 def look(case: Case) -> Finding | None:
     """Fires where compute is the largest share of prefill, and attention is most of it."""
     attention, compute = case.part("attention arithmetic"), case.share("compute")
-    if case.phase.name != "prefill" or case.verdict.bound != "compute" or case.cost is None:
+    if case.phase.name != "prefill" or case.held_by != "compute" or case.cost is None:
         return None
     if attention <= MOST * compute:
         return None

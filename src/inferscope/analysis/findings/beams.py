@@ -28,8 +28,11 @@ def look(whole: Whole) -> Finding | None:
         Change("kernels", 0.0, needless),
         Change("select", 0.3, 0.9),
     )
+    every = {"decode": changes}
+    if _prompt_is_multiplied(whole, beams):
+        every["prefill"] = tuple(one for one in changes if one.term not in {"select", "cache growth"})
     saving = whole.saving(
-        "that what each sequence costs by itself goes with its beam, and 30 to 90 % of the search", {"decode": changes}
+        "that what each sequence costs by itself goes with its beam, and 30 to 90 % of the search", every
     )
     worth = saving.saves is not None and saving.saves.request_share >= _WORTH_ACTING
     return whole.finding(
@@ -43,3 +46,11 @@ def look(whole: Whole) -> Finding | None:
         not_helping="A cache of another kind: its size and traffic grow with the beams either way.",
         verify="run the same request with fewer beams; decode's wall and KV bytes fall.",
     )
+
+
+def _prompt_is_multiplied(whole: Whole, beams: int) -> bool:
+    """Whether prefill read each prompt once for each beam, as transformers does."""
+    record, prefill = whole.record, whole.case("prefill")
+    if prefill is None or prefill.phase.tokens is None or record.input_tokens is None:
+        return False
+    return prefill.phase.tokens >= beams * (record.input_tokens + (record.padding_tokens or 0))

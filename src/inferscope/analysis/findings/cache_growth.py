@@ -20,7 +20,7 @@ _GROWING = {None, "dynamic", "dynamic_full", "DynamicCache"}
 def look(case: Case) -> Finding | None:
     """Fires where a cache that grows by `torch.cat` costs a sizeable share of decode."""
     share = case.part("cache growth")
-    if case.phase.name not in {"decode", "verify"} or case.record.options.cache not in _GROWING:
+    if case.record.options.cache not in _GROWING:
         return None
     if share < _WORTH_SAYING:
         return None
@@ -29,7 +29,7 @@ def look(case: Case) -> Finding | None:
     return case.finding(
         "kv-cache-concatenated",
         "OPT",
-        f"The cache is copied whole for each new token: {extra / max(case.phase.passes, 1) / 1e6:,.1f} MB per pass, "
+        f"The cache is copied whole in each pass: {extra / max(case.phase.passes, 1) / 1e6:,.1f} MB per pass, "
         f"{share:.0%} of {case.phase.name}.",
         Evidence(
             metric="cache_growth_share",

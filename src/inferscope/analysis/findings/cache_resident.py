@@ -15,7 +15,7 @@ __all__ = ["look"]
 
 def look(case: Case) -> Finding | None:
     """Fires where the cache is the largest share: rates above the memory roof are no error then."""
-    if case.verdict.bound != "cache" or case.cost is None or case.phase.passes <= 0:
+    if case.held_by != "cache" or case.cost is None or case.phase.passes <= 0:
         return None
     touched = (case.cost.weight_bytes + case.cost.kv_read_bytes) / case.phase.passes
     size = case.device.cache_bytes if case.device is not None else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from inferscope.analysis.roofline import Roofs, roofs_for
 from inferscope.analysis.savings import Change, Term, change_phase, change_request, pools_of, span, terms_of
-from inferscope.analysis.verdict import Evidence, Finding
+from inferscope.analysis.verdict import BOUNDS, Evidence, Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -129,6 +129,30 @@ class Case(_Subject):
     def cost(self) -> PassCost | None:
         """Operations and bytes of the phase; None where they are not known."""
         return self.verdict.cost
+
+    @property
+    def held_by(self) -> str:
+        """The class with the largest share of the time that the thread ran: what was off the CPU is nobody's work."""
+        shares = dict(self.verdict.shares)
+        if not shares or not self.on_cpu:
+            return self.verdict.bound
+        shares["overhead"] = max(0.0, shares.get("overhead", 0.0) - self.part("offcpu inside"))
+        return max(BOUNDS, key=lambda name: shares.get(name, 0.0))
+
+    @property
+    def ran_share(self) -> float:
+        """Part of the phase's wall in which the thread ran, or may have (0..1).
+
+        1 where a device did the work, and where more threads than processors wait for each other: that is their work.
+        """
+        process = self.record.process
+        crowded = process is not None and (process.intra_op_threads or 0) > (process.usable_cpus or 0) > 0
+        return 1.0 if crowded or not self.on_cpu else max(1e-9, 1.0 - self.part("offcpu inside"))
+
+    @property
+    def own_share(self) -> float:
+        """The most of the phase's wall that can be put down to this request alone on a CPU (0..1): no neighbour ran."""
+        return max(0.0, 1.0 - self.part("neighbours")) if self.on_cpu else 1.0
 
     def share(self, name: str) -> float:
         """Share of the phase's wall in a class (0..1); 0 where shares are unknown."""

@@ -20,7 +20,7 @@ MOST = 0.5
 
 def look(case: Case) -> Finding | None:
     """Fires where compute is the largest share of prefill, and most of it is not attention."""
-    if case.phase.name != "prefill" or case.verdict.bound != "compute" or case.cost is None:
+    if case.phase.name != "prefill" or case.held_by != "compute" or case.cost is None:
         return None
     if case.part("attention arithmetic") > MOST * case.share("compute"):
         return None

@@ -26,16 +26,17 @@ def look(whole: Whole) -> Finding | None:
     if not high:
         return None
     narrow = narrower_weights(device, dtype)[:2]
-    changes = (
+    known = (
         Change("linear arithmetic", low, high),
         Change("attention arithmetic", low, high),
         Change("weights", *narrow),
-        Change("kv", 0.0, narrow[1]),
-        Change("activations", 0.0, narrow[1]),
     )
-    saving = whole.saving(f"{basis}; bytes halve", {case.phase.name: changes for case in whole.cases})
-    if saving.saves is None or saving.saves.request_share < _WORTH_SAYING:
+    # Whether attention and the small operators read half the bytes faster was not measured: on a CPU it may be slower.
+    hoped = (Change("kv", 0.0, narrow[1]), Change("activations", 0.0, narrow[1]))
+    measured = whole.saving(basis, {case.phase.name: known for case in whole.cases}).saves
+    if measured is None or measured.request_share < _WORTH_SAYING:
         return None
+    saving = whole.saving(f"{basis}; bytes halve", {case.phase.name: (*known, *hoped) for case in whole.cases})
     best = max(peak.value for peak in device.compute_flops_per_s.values()) if device is not None else 0.0
     now = device.compute_flops_per_s[dtype].value if device is not None else 0.0
     return whole.finding(

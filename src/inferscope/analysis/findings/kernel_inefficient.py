@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from inferscope.analysis.advice import THROTTLES
 from inferscope.analysis.savings import Change
 from inferscope.analysis.verdict import Evidence
 
@@ -19,7 +20,7 @@ _WORTH_SAYING = 0.25
 def look(case: Case) -> Finding | None:
     """Fires where time below the roofs, not explained by operator overhead, is a sizeable share."""
     share = case.share("inefficient")
-    if case.cost is None or share < _WORTH_SAYING:
+    if case.cost is None or min(share, case.own_share) - _of_the_clock(case) < _WORTH_SAYING * case.ran_share:
         return None
     return case.finding(
         "kernel-inefficient",
@@ -39,3 +40,11 @@ def look(case: Case) -> Finding | None:
 def _reached(case: Case) -> str:
     share = case.verdict.roof_share
     return "share of roof unknown" if share is None else f"{100 * share:.0f} % of the roof inside forwards"
+
+
+def _of_the_clock(case: Case) -> float:
+    """Share of the phase that kernels may have lost to clocks that were held down, by a window of the GPU."""
+    gpu = case.surroundings.gpu
+    if gpu is None or not gpu.sm_clock_hz or not gpu.sm_clock_max_hz or not {*(gpu.clock_reasons or ())} & {*THROTTLES}:
+        return 0.0
+    return max(0.0, 1 - gpu.sm_clock_hz / gpu.sm_clock_max_hz)

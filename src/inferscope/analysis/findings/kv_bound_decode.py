@@ -21,7 +21,7 @@ _NARROW = (0.25, 0.5)
 def look(case: Case) -> Finding | None:
     """Fires where memory is the largest share of decode and keys and values are most of its bytes."""
     cost = case.cost
-    if case.phase.name != "decode" or case.verdict.bound not in {"memory", "cache"} or cost is None:
+    if case.phase.name != "decode" or case.held_by not in {"memory", "cache"} or cost is None:
         return None
     kv_bytes = cost.kv_read_bytes + cost.kv_write_bytes
     if kv_bytes <= MOST * cost.bytes.model:
@@ -31,7 +31,7 @@ def look(case: Case) -> Finding | None:
         "OPT",
         f"Decode waits for the cache: each pass reads {cost.kv_read_bytes / case.phase.passes / 1e6:,.0f} MB of keys "
         "and values, more than of weights.",
-        Evidence(metric="memory_share", value=case.share(case.verdict.bound), source="measured", note="of the phase"),
+        Evidence(metric="memory_share", value=case.share(case.held_by), source="measured", note="of the phase"),
         Evidence(metric="kv_bytes_share", value=kv_bytes / cost.bytes.model, threshold=MOST, source="analytic"),
         *case.evidence("achieved_bytes_per_s"),
         saving=case.saving(

@@ -17,7 +17,7 @@ __all__ = ["look"]
 def look(case: Case) -> Finding | None:
     """Fires where memory is the largest share of prefill because its tokens stay below the ridge."""
     cost, roofs = case.cost, case.roofs
-    if case.phase.name != "prefill" or case.verdict.bound != "memory" or cost is None or roofs is None:
+    if case.phase.name != "prefill" or case.held_by != "memory" or cost is None or roofs is None:
         return None
     intensity, ridge = cost.arithmetic_intensity, roofs.compute.value / roofs.memory.value
     if intensity is None or intensity >= ridge:

@@ -20,7 +20,8 @@ _WORTH_SAYING = 0.15
 def look(case: Case) -> Finding | None:
     """Fires where selecting and delivering tokens takes a sizeable share of a phase.
 
-    Under beam search without processors of the caller's it is the search itself, which has a finding of its own. And
+    Under beam search or with an assistant, without processors of the caller's, it is the search itself or the matching
+    of candidates, which have findings of their own. And
     where the thread was kept off the CPU, as much of that is taken to lie between the passes as of the phase does: only
     what a caller brought may be what it waited in.
     """
@@ -34,7 +35,8 @@ def look(case: Case) -> Finding | None:
     away = min(1.0, case.part("offcpu")) if case.on_cpu else 0.0
     if not options.processors and max(select, deliver) * (1 - away) < _WORTH_SAYING:
         return None
-    if (options.num_beams or 1) > 1 and not options.processors and deliver < _WORTH_SAYING:
+    searches = (options.num_beams or 1) > 1 or phase.name == "verify"
+    if searches and not options.processors and deliver < _WORTH_SAYING:
         return None
     worse, what, term = (
         (select, "selecting tokens", "select") if select >= deliver else (deliver, "the streamer", "deliver")

@@ -23,7 +23,9 @@ def look(case: Case) -> Finding | None:
     """Fires where the slowest passes cost a sizeable share beyond what the typical pass takes, and says why."""
     phase = case.phase
     median = phase.pass_ns.p50
-    slow = [worst for worst in phase.worst if median and worst.cycle_ns > _TIMES * median and worst.excess_ns > 0]
+    # A cycle holds what lies between forwards, too.
+    typical = median + (phase.wall_ns - phase.ledger.issue_ns) / phase.passes if median and phase.passes else 0.0
+    slow = [worst for worst in phase.worst if typical and worst.cycle_ns > _TIMES * typical and worst.excess_ns > 0]
     share = sum(worst.excess_ns for worst in slow) / phase.wall_ns if phase.wall_ns > 0 else 0.0
     if phase.passes < _MINIMUM_PASSES or share < _WORTH_SAYING:
         return None
@@ -31,9 +33,11 @@ def look(case: Case) -> Finding | None:
     for worst in slow:
         by_cause[worst.cause] = by_cause.get(worst.cause, 0) + worst.excess_ns
     cause = max(by_cause, key=lambda name: by_cause[name])
+    # CPU time is read for several passes at once: where the thread was away for as long, it may have been then.
+    away = case.on_cpu and (phase.ledger.offcpu_ns or 0) >= sum(by_cause.values())
     return case.finding(
         "tail-passes",
-        "INFO" if cause in _NAMED_ELSEWHERE else "OPT",
+        "INFO" if away or cause in _NAMED_ELSEWHERE else "OPT",
         f"{len(slow)} of {phase.passes} {phase.name} passes take over {_TIMES:.0f} times the typical one and cost "
         f"{share:.0%} of the phase: mostly {cause}.",
         Evidence(
@@ -42,7 +46,7 @@ def look(case: Case) -> Finding | None:
         Evidence(
             metric="slowest_pass_ns",
             value=float(slow[0].cycle_ns),
-            threshold=float(median or 0),
+            threshold=typical,
             source="measured",
             note=f"pass {slow[0].index}, {slow[0].start_ns / 1e6:,.1f} ms into the request",
         ),

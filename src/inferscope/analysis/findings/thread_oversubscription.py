@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["look", "oversubscribed"]
 
 
+_CHANGES = (Change("kernels", 0.5, 0.9), Change("offcpu", 0.5, 0.9), Change("dispatch", 0.0, 0.9))
+
+
 def oversubscribed(process: ProcessState | None) -> bool:
     """Whether torch uses more threads within an operator than there are processors for them."""
     if process is None or process.intra_op_threads is None or not process.usable_cpus:
@@ -41,8 +44,9 @@ def look(whole: Whole) -> Finding | None:
         ),
         *(row for case in whole.cases[-1:] for row in case.evidence("unexplained_share")),
         saving=whole.saving(
-            "that 50 to 90 % of what kernels lose, and of the time off the CPU, is lost to this (assumed)",
-            {case.phase.name: (Change("kernels", 0.5, 0.9), Change("offcpu", 0.5, 0.9)) for case in whole.cases},
+            "that 50 to 90 % of what kernels lose, and of the time off the CPU, is lost to this, and up to 90 % of "
+            "what calling operators takes: each waits for its threads (assumed)",
+            {case.phase.name: _CHANGES for case in whole.cases},
         ),
         action="torch.set_num_threads(the number of physical cores this process may use), or OMP_NUM_THREADS before "
         "the start. Precondition: nothing; results may differ in the last bits.",

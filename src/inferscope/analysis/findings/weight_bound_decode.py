@@ -21,7 +21,7 @@ MOST = 0.5
 def look(case: Case) -> Finding | None:
     """Fires where memory is the largest share of decode and weights are most of its bytes."""
     cost = case.cost
-    if case.phase.name != "decode" or case.verdict.bound != "memory" or cost is None or not cost.bytes.model:
+    if case.phase.name != "decode" or case.held_by != "memory" or cost is None or not cost.bytes.model:
         return None
     weight_share = cost.weight_bytes / cost.bytes.model
     if weight_share <= MOST:
