@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -115,7 +116,7 @@ def test_what_is_true_follows_this_machine_s_rates():
 
 
 def tour(*only):
-    out, status = Console(file=StringIO(), width=100), Console(file=StringIO())
+    out, status = Console(file=io.StringIO(), width=100), Console(file=io.StringIO())
     visits = run_tour(only, console=out, status=status)
     return out.file.getvalue(), visits
 

@@ -9,7 +9,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from inferscope import session
+from inferscope import opinion
 from inferscope.analysis.findings import Surroundings
 from inferscope.hardware.catalog import lookup
 from inferscope.predicting import model_spec
@@ -104,7 +104,7 @@ class Twin:
         record = run.record(_spec(self.sizes))
         phases = tuple(replace(phase, **self._looked_at(phase.passes)) for phase in record.phases)
         record = replace(record, batch_size=self.batch_size, output_len=self.new_tokens, phases=phases)
-        return session.diagnose(record, device=lookup(GPU), surroundings=self.surroundings())
+        return opinion.diagnose(record, device=lookup(GPU), surroundings=self.surroundings())
 
     def _pass(self, run: TwinRequest, work_ns: int) -> None:
         """Launches of equal length; the host waits after each part where it reads."""
