@@ -70,6 +70,10 @@ sys.exit(code)
 """
 
 
+_COLOURS = frozenset({"NO_COLOR", "FORCE_COLOR", "TERM"})
+"""What the tests themselves say of these is all that is said."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """How a run ended. A negative code is the signal that ended it."""
@@ -115,7 +119,12 @@ class CommandServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
-            env={**os.environ, "PYTHONUTF8": "1", "COLUMNS": "100", "OMP_NUM_THREADS": "1"},
+            env={
+                **{name: value for name, value in os.environ.items() if name not in _COLOURS},
+                "PYTHONUTF8": "1",
+                "COLUMNS": "100",
+                "OMP_NUM_THREADS": "1",
+            },
             start_new_session=True,
         )
 

@@ -175,7 +175,7 @@ def test_asked_for_where_there_is_nothing_to_put_them_with_it_is_said_once(model
 
 def test_ranges_can_be_asked_for_in_the_call(model, monkeypatch):
     ranges = RecordedRanges()
-    monkeypatch.setattr("inferscope.session.find_ranges", lambda: ranges)
+    monkeypatch.setattr("inferscope.session.inbox.find_ranges", lambda: ranges)
     with inferscope.trace(model, sinks=[], nvtx=True):
         model.generate(prompt(), max_new_tokens=2, do_sample=False)
     assert {path[-1] for path in ranges.paths} == {"request", "prefill", "decode"}
