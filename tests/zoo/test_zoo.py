@@ -36,15 +36,13 @@ def machine():
 
 @pytest.mark.parametrize("name", [name for name, exhibit in EXHIBITS.items() if not exhibit.twin])
 def test_the_planted_cause_is_said_first_and_nothing_false(machine, name):
-    """Again only where the record itself shows that other work kept the thread from running."""
+    """Again where it was not: who shares the caches slows the machine down without a trace in the record."""
     faults = []
     for _ in range(ATTEMPTS):
         visit = look(EXHIBITS[name], machine)
         if not visit.faults:
             return
         faults.append(visit.faults)
-        if not visit.disturbed:
-            break
     pytest.fail(f"{name}: {faults}")
 
 
