@@ -16,7 +16,7 @@ from inferscope.capture import intercept
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "say_failed"]
 
 QUEUE_BYTES = 64 * 2**20
 """What finished requests that wait for the background thread may hold; a short one is about 2 kB."""
@@ -28,6 +28,12 @@ BREATH_S = 0.001
 """How long it pauses between two stretches of work while a request is running."""
 EXIT_WAIT_S = 5.0
 """How long the interpreter's exit waits for results that are still being made."""
+
+
+def say_failed(error: Exception) -> None:
+    """A request was measured, and there is no result of it."""
+    losses.count("results")
+    notices.warn("result-failed", f"a result could not be made: {type(error).__name__}: {error}")
 
 
 class Pipeline:
@@ -138,8 +144,7 @@ class Pipeline:
             try:
                 work()
             except Exception as error:  # noqa: BLE001 - the thread must survive whatever a request brings
-                losses.count("results")
-                notices.warn("result-failed", f"a result could not be made: {type(error).__name__}: {error}")
+                say_failed(error)
             finally:
                 del work
                 self._busy = False

@@ -19,7 +19,7 @@ from inferscope.capture.contention import device_of
 from inferscope.capture.frames import CURRENT
 from inferscope.errors import NotAModelError
 from inferscope.meters.budget import Governor
-from inferscope.pipeline import Pipeline
+from inferscope.pipeline import Pipeline, say_failed
 from inferscope.session.inbox import EveryInbox, Inbox, ambient_context, say_sink_failed
 from inferscope.session.results import Maker
 from inferscope.sinks.base import EarlySink
@@ -232,6 +232,8 @@ class Session:
     def _process(self, raw: Finished, begun: Begun) -> None:
         try:
             self._make(raw, begun)
+        except Exception as error:  # noqa: BLE001 - said before anybody who waits for the result goes on
+            say_failed(error)
         finally:
             self._abandon(raw.request_id)
             self._done()

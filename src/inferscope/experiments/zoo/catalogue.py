@@ -262,7 +262,8 @@ EXHIBITS: tuple[Exhibit, ...] = (
             Expected(
                 code="compilation-in-request",
                 proofs=(Proof(metric="compile_share", least=0.2), Proof(metric="compiled_graphs", least=3)),
-            )
+            ),
+            gc_pauses="what compiles makes garbage, and Python collects it meanwhile",
         ),
     ),
     Exhibit(
