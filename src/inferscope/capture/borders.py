@@ -56,10 +56,10 @@ def around_generate(
     wrapped: Callable[..., Any], instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - whatever generate returns
     """Run a `generate`, recorded where somebody wants it."""
-    if EVERYWHERE and not _inside():
-        admit(instance)
-    observed = REGISTRY.get(instance)
-    drawn, odds = _draw(observed)
+    lot = _lot(instance)
+    if lot is None:
+        return wrapped(*args, **kwargs)
+    observed, drawn, odds = lot
     began_ns = _CLOCK.now_ns() if odds else 0
     opened, given = _open(instance, observed, drawn, args, kwargs)
     result = _generated(opened, wrapped, args, given)
@@ -79,15 +79,25 @@ def _inside() -> bool:
     return parent is not None and not parent.request.in_put and parent.thread == threading.get_ident()
 
 
-def _draw(observed: Observed | None) -> tuple[tuple[Receiver, ...], tuple[float, ...]]:
-    """Who observes the call that begins, and the odds by which that was decided; nobody after a fault of ours."""
+def _lot(instance: torch.nn.Module) -> tuple[Observed | None, tuple[Receiver, ...], tuple[float, ...]] | None:
+    """The model, who observes the call that begins, and the odds of its arm; None where nothing is to be done.
+
+    Of a fault of ours nobody observes the call.
+    """
     try:
+        if EVERYWHERE and not _inside():
+            admit(instance)
+        observed = REGISTRY.get(instance)
+        if _current() is not None:
+            return observed, () if observed is None else observed.draw(observed.receivers).taken, ()
         if observed is None:
-            return (), ()
-        return observed.drawn(observed.receivers), () if _current() is not None else observed.odds
+            return None
+        draw = observed.draw(observed.receivers)
+        lot = observed, draw.taken, draw.odds  # looked at within the guard
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         notices.fault("capture-failed", error)
-        return (), ()
+        return None, (), ()
+    return lot if lot[1] or lot[2] else None
 
 
 def _generated(
@@ -213,7 +223,7 @@ def loops_of(observed: Observed, module: torch.nn.Module) -> Loops:
         return (
             None
             if instance is None
-            else _open_request(entered_ns, observed.drawn(observed.loop_receivers), instance, (), {}, loop=True)
+            else _open_request(entered_ns, observed.draw(observed.loop_receivers).taken, instance, (), {}, loop=True)
         )
 
     return Loops(module, open_request)
@@ -228,7 +238,7 @@ def begin_queued(
     return (
         None
         if observed is None
-        else begin(observed.drawn(observed.receivers), started_unix_ns, caller_context(None), options)
+        else begin(observed.draw(observed.receivers).taken, started_unix_ns, caller_context(None), options)
     )
 
 

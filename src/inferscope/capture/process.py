@@ -1,17 +1,44 @@
-"""What the process was set to, and what its compiler did, while a request ran. Read at both ends of a request."""
+"""What the process was set to, and what its compiler did, while a request ran.
+
+Read when a request begins, what the compiler has done also when it ends; made into a record afterwards.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from inferscope.records import ProcessState
 
-__all__ = ["compiled_so_far", "state_since"]
+__all__ = ["Standing", "compiled_so_far", "process_state", "standing"]
 
 _WHOLE_COMPILATION = ("entire_frame_compile", "_compile.compile_inner")
 """The compiler's own names, newer first, for one frame from bytecode to code; its other entries are parts of it."""
+
+
+class Standing(NamedTuple):
+    """How the process stands when a request begins.
+
+    Attributes:
+        threads: Threads of torch within one operator, as this thread has it; None without torch.
+        cpus: Processors that this thread may run on; None where nobody says.
+        compiled: What `compiled_so_far` said.
+    """
+
+    threads: int | None
+    cpus: int | None
+    compiled: tuple[int, int] | None
+
+
+def standing() -> Standing:
+    """How it stands now; to be called on the thread that generates."""
+    torch: Any = sys.modules.get("torch")  # recorded courses are replayed without it
+    return Standing(
+        None if torch is None else torch.get_num_threads(),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        compiled_so_far(),
+    )
 
 
 def compiled_so_far() -> tuple[int, int] | None:
@@ -27,22 +54,18 @@ def compiled_so_far() -> tuple[int, int] | None:
         return None
 
 
-def state_since(before: tuple[int, int] | None) -> ProcessState:
-    """The process as it stands, on the thread that generates.
+def process_state(begun: Standing, ended: tuple[int, int] | None) -> ProcessState:
+    """The process during a request.
 
     Args:
-        before: What `compiled_so_far` said when the request began.
+        begun: How it stood when the request began.
+        ended: What `compiled_so_far` said when it ended.
     """
-    torch: Any = sys.modules.get("torch")  # recorded courses are replayed without it
-    after = compiled_so_far()
-    if before is None and "torch._dynamo.utils" in sys.modules:
-        before = 0, 0  # the compiler was loaded meanwhile, and counts from nothing
+    # A compiler that was loaded meanwhile counts from nothing.
+    before = (0, 0) if begun.compiled is None else begun.compiled
     graphs = compile_ns = None
-    if before is not None and after is not None and after[0] >= before[0] and after[1] >= before[1]:
-        graphs, compile_ns = after[0] - before[0], after[1] - before[1]
+    if ended is not None and ended[0] >= before[0] and ended[1] >= before[1]:
+        graphs, compile_ns = ended[0] - before[0], ended[1] - before[1]
     return ProcessState(
-        intra_op_threads=None if torch is None else int(torch.get_num_threads()),
-        usable_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        compiled_graphs=graphs,
-        compile_ns=compile_ns,
+        intra_op_threads=begun.threads, usable_cpus=begun.cpus, compiled_graphs=graphs, compile_ns=compile_ns
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from random import random
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from inferscope import notices
 from inferscope.capture.receivers import gives_way
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from inferscope.capture.loops import Loops
     from inferscope.capture.receivers import Receiver
 
-__all__ = ["EVERYWHERE", "LOCK", "LOCK_WAIT_S", "REGISTRY", "Admits", "Observed", "admit", "after_fork"]
+__all__ = ["EVERYWHERE", "LOCK", "LOCK_WAIT_S", "REGISTRY", "Admits", "Draw", "Observed", "admit", "after_fork"]
 
 LOCK = threading.RLock()
 """Held by whoever attaches or detaches. Another one after a fork: it is looked up here each time."""
+COMPARED_AT_MOST = 1 / 8
+"""Share of the requests left out by chance that are timed beside the observed ones."""
 LOCK_WAIT_S = 1.0
 """How long an import waits for others who attach or detach."""
 
@@ -36,6 +38,18 @@ class Admits(Protocol):
 
     def admit(self, module: torch.nn.Module) -> None:
         """A model begins a request: from now on it is observed."""
+
+
+class Draw(NamedTuple):
+    """What chance has decided for a request.
+
+    Attributes:
+        taken: Who observes it.
+        odds: The shares that chance decided by, where the request is to be compared with others of the same ones.
+    """
+
+    taken: tuple[Receiver, ...]
+    odds: tuple[float, ...]
 
 
 class Observed:
@@ -78,17 +92,21 @@ class Observed:
         self.receivers = tuple(sorted(receivers, key=gives_way))
         self.loop_receivers = tuple(receiver for receiver in receivers if not gives_way(receiver))
 
-    @property
-    def odds(self) -> tuple[float, ...]:
-        """The shares that chance decides by; none where somebody observes every request, or nobody any."""
-        shares = tuple(each.observed_share for each in self.receivers)
-        return shares if any(shares) and max(shares) < 1 else ()
-
     @staticmethod
-    def drawn(receivers: tuple[Receiver, ...]) -> tuple[Receiver, ...]:
+    def draw(receivers: tuple[Receiver, ...]) -> Draw:
         """Who observes the request that begins now: of those that want a share of them, chance decides."""
-        wanted = [(each, each.observed_share) for each in receivers]
-        return tuple(each for each, share in wanted if share >= 1 or random() < share)  # noqa: S311 - a sample, no secret
+        shares = tuple(each.observed_share for each in receivers)
+        taken = tuple(
+            each
+            for each, share in zip(receivers, shares, strict=True)
+            if share >= 1 or random() < share  # noqa: S311 - a sample, no secret
+        )
+        most = max(shares, default=0.0)
+        if not 0 < most < 1:
+            return Draw(taken, ())
+        # About as many are compared as are observed, and no more than few: being left out is to cost nothing.
+        share = min(most / (1 - most), COMPARED_AT_MOST)
+        return Draw(taken, shares if taken or random() < share else ())  # noqa: S311 - as above
 
 
 REGISTRY: weakref.WeakKeyDictionary[object, Observed] = weakref.WeakKeyDictionary()

@@ -15,7 +15,7 @@ from inferscope.capture.busy import busy_of
 from inferscope.capture.calls import read_call, read_result
 from inferscope.capture.census import census_of
 from inferscope.capture.contention import TRAFFIC
-from inferscope.capture.process import compiled_so_far, state_since
+from inferscope.capture.process import compiled_so_far, process_state, standing
 from inferscope.capture.resolve import Resolver
 from inferscope.capture.sampled import Sampled
 
@@ -145,20 +145,19 @@ class RawRequest(Finished):
         span_ids: Trace and span of the request; None where it has no span.
         loop: Whether it is a hand-written loop, where nobody says what was asked and what came back.
         settled: Whether its record has been made.
-        process: The process while it ran; None before its end.
     """
 
     __slots__ = (
         "__weakref__",
         "_compiled",
         "_resolver",
+        "_standing",
         "begun",
         "call",
         "error_type",
         "keep_digest",
         "keep_samples",
         "loop",
-        "process",
         "request",
         "result",
         "result_shape",
@@ -188,8 +187,8 @@ class RawRequest(Finished):
         self.span_ids = next((each.span_ids for _, each in begun if each.span_ids is not None), None)
         self.settled = False
         self.loop = False
-        self.process: ProcessState | None = None
-        self._compiled = compiled_so_far()
+        self._standing = standing()
+        self._compiled: tuple[int, int] | None = None
         self._resolver: Resolver | None = None
         request.fold = self._fold
 
@@ -204,8 +203,12 @@ class RawRequest(Finished):
         return self.request.sampled_ns
 
     def end_in_process(self) -> None:
-        """Note how the process stands, on the thread that has generated."""
-        self.process = state_since(self._compiled)
+        """Note what the compiler has done by now."""
+        self._compiled = compiled_so_far()
+
+    def process(self) -> ProcessState:
+        """The process while it ran."""
+        return process_state(self._standing, self._compiled)
 
     def _made(self, model: ModelSpec, where: Where, breathe: Callable[[], None]) -> GenerationRecord:
         call = read_call(self.module(), self.call)

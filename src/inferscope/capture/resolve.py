@@ -365,7 +365,7 @@ class Resolver:
             error_type=raw.error_type,
             notes=self._notes(loop=raw.loop, put_off=request.put_off > 0 and not any(phase.deep for phase in phases)),
             contended_with=contended_with,
-            process=raw.process,
+            process=raw.process(),
             **counts,
             **where._asdict(),
         )

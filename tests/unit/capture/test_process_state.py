@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from inferscope.capture.introspect import describe
-from inferscope.capture.process import compiled_so_far, state_since
+from inferscope.capture.process import Standing, compiled_so_far, process_state, standing
 
 
 def books(graphs, spent_ns, whole="entire_frame_compile"):
@@ -22,10 +22,10 @@ def books(graphs, spent_ns, whole="entire_frame_compile"):
 
 def test_what_the_compiler_did_meanwhile_is_the_difference(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch._dynamo.utils", books(2, 1e9))
-    before = compiled_so_far()
-    assert before == (2, 10**9)
+    before = standing()
+    assert before.compiled == (2, 10**9)
     monkeypatch.setitem(sys.modules, "torch._dynamo.utils", books(5, 4e9))
-    state = state_since(before)
+    state = process_state(before, compiled_so_far())
     assert (state.compiled_graphs, state.compile_ns) == (3, 3 * 10**9)
     assert state.intra_op_threads == torch.get_num_threads()
 
@@ -34,9 +34,9 @@ def test_the_compiler_s_books_are_as_this_torch_keeps_them(monkeypatch):
     """Real compilations: graphs, and the time they took."""
     import torch._dynamo  # noqa: PLC0415 - takes a second
 
-    before = compiled_so_far() or (0, 0)
+    before = standing()
     torch.compile(lambda x: x * 2 + 1, backend="eager")(torch.ones(3))
-    state = state_since(before)
+    state = process_state(before, compiled_so_far())
     assert state.compiled_graphs == 1
     assert state.compile_ns > 0
     torch._dynamo.reset()
@@ -57,14 +57,18 @@ def test_nothing_is_written_into_the_compilers_books(monkeypatch):
 @pytest.mark.parametrize("after", [SimpleNamespace(), books(1, 0.0)], ids=["other books", "reset meanwhile"])
 def test_what_cannot_be_told_is_none(monkeypatch, after):
     monkeypatch.setitem(sys.modules, "torch._dynamo.utils", after)
-    state = state_since((2, 10**9))
+    state = process_state(Standing(1, 1, (2, 10**9)), compiled_so_far())
     assert state.compiled_graphs is state.compile_ns is None
 
 
 def test_without_the_compiler_nothing_is_known_of_it(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch._dynamo.utils", raising=False)
     assert compiled_so_far() is None
-    assert state_since(None).compiled_graphs is None
+    assert process_state(standing(), compiled_so_far()).compiled_graphs is None
+
+
+def test_a_compiler_that_is_loaded_meanwhile_counts_from_nothing():
+    assert process_state(Standing(1, 1, None), (3, 5)).compiled_graphs == 3
 
 
 def test_parameters_on_the_meta_device_wait_elsewhere():
