@@ -213,17 +213,17 @@ def test_requests_left_out_by_chance_tell_what_observing_costs(transformers, pro
     model = build_llama(transformers)
     expected = model.generate(prompt, max_new_tokens=3)
     with inferscope.trace(model, sinks=(), sample_rate=0.5) as session:
-        for _ in range(60):
+        for _ in range(200):
             assert torch.equal(model.generate(prompt, max_new_tokens=3), expected)
         model.generate(prompt[:, :5], max_new_tokens=3)
         results = session.results
-    assert 10 < len(results) < 51
+    assert 50 < len(results) < 151
     known = [result.record.own_overhead for result in results]
     last = max(known, key=lambda each: each.observed + each.bare)
     assert last.provenance == "randomised"
     assert last.low_ns <= last.per_token_ns <= last.high_ns
     assert last.observed <= len(results)
-    assert last.observed + last.bare <= 60
+    assert last.observed + last.bare <= 200
     assert (last.budget_share, last.observed_share) == (0.01, 0.5)
 
 

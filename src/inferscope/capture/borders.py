@@ -266,7 +266,6 @@ def _close(opened: _Opened, result: object, error_type: str | None) -> None:
         request.cpu_ns = _CLOCK.thread_cpu_ns()
         if request.meter is not None:
             request.meter.close()
-        request.trim()
         request.left_ns = _CLOCK.now_ns()
         for receiver, begun in raw.begun:
             receiver(raw, begun)

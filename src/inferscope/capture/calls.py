@@ -245,7 +245,17 @@ def asked_shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, 
 
 def returned_shape(result: Any) -> tuple[int, int] | None:  # noqa: ANN401 - tensor or ModelOutput
     """Rows and tokens of what `generate` returned; None where it is no tensor of rows. Nothing is kept."""
-    sequences: Any = result.get("sequences") if isinstance(result, dict) else getattr(result, "sequences", result)
+    return _rows_of(_sequences(result))
+
+
+def _sequences(result: Any) -> Any:  # noqa: ANN401 - a tensor, or whatever else a model returns
+    """The tokens of what `generate` returned: most often that itself."""
+    if hasattr(result, "is_cpu"):
+        return result
+    return result.get("sequences") if isinstance(result, dict) else getattr(result, "sequences", None)
+
+
+def _rows_of(sequences: Any) -> tuple[int, int] | None:  # noqa: ANN401 - as above
     shape = getattr(sequences, "shape", None)
     if shape is None or len(shape) != 2 or sequences.is_floating_point():  # noqa: PLR2004 - rows, tokens; not audio
         return None
@@ -287,11 +297,9 @@ def read_call(model: Any, raw: RawCall) -> Call:  # noqa: ANN401 - any model
 
 def hold_result(result: Any) -> tuple[tuple[int, int] | None, Kept | None]:  # noqa: ANN401 - tensor or ModelOutput
     """Shape and tokens of what `generate` returned, for `read_result`; (None, None) where it is no tensor of rows."""
-    shape = returned_shape(result)
-    if shape is None:
-        return None, None
-    sequences: Any = result.get("sequences") if isinstance(result, dict) else getattr(result, "sequences", result)
-    return shape, keep(sequences)
+    sequences = _sequences(result)
+    shape = _rows_of(sequences)
+    return (None, None) if shape is None else (shape, keep(sequences))
 
 
 def read_result(

@@ -10,6 +10,7 @@ memory that the model has just pushed out of the caches, which costs more than a
 
 from __future__ import annotations
 
+import sys
 import threading
 from array import array
 from contextvars import ContextVar
@@ -112,6 +113,8 @@ STEADY = Flag.HAS_CACHE | Flag.FRAME_CACHE | Flag.SAME_CACHE
 # The caches of these are cropped between passes, so that a sum of what was put in does not hold.
 _CROPPED = Flag.ASSISTED | Flag.FOREIGN | Flag.BARE
 
+_OWN_REFERENCES = 3
+"""To a cache that only its frame holds: as its cache, as the one it sums for, and as the argument of the question."""
 _EMPTY_BYTES = 2_000
 _MARK_BYTES = 150
 _WINDOW_BYTES = 4_000_000
@@ -249,10 +252,6 @@ class Request(RequestBase):
             self.chunks, self.marks = [], []
             self.marks.append((Mark.OWN, started, self.clock.now_ns()))
 
-    def trim(self) -> None:
-        """Nothing more comes: give back the rows that were not used."""
-        self.rows = self.rows[: self.row]
-
     @property
     def held_bytes(self) -> int:
         """About what it keeps in memory."""
@@ -322,7 +321,8 @@ class Frame(FrameBase):
 
     def close(self, *, whole: bool = True) -> None:
         """Let go of the caches, since they may be large; what went into them is known where no pass was cut short."""
-        if self.summed is not None and whole:
+        # One that nobody else has ends here.
+        if self.summed is not None and whole and sys.getrefcount(self.summed) > _OWN_REFERENCES:
             remember_length(self.summed, self.past)
         if self.cache is not None and self.request.cache_class is None:
             self.request.cache_class = type(self.cache).__name__

@@ -186,7 +186,6 @@ class LoopFrame(Frame):
             # Whoever asks for results may be another thread, which has no business with this one's device.
             if request.meter is not None and request.thread == threading.get_ident():
                 request.meter.close()
-            request.trim()
             for receiver, begun in raw.begun:
                 receiver(raw, begun)
         except Exception as error:  # noqa: BLE001 - asking for results must not fail for a fault of ours

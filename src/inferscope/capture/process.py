@@ -47,9 +47,9 @@ def compiled_so_far() -> tuple[int, int] | None:
     if compiler is None:
         return None
     try:
-        spent = compiler.cumulative_time_spent_ns
-        spent_ns = int(next((spent[name] for name in _WHOLE_COMPILATION if name in spent), 0))
-        return int(compiler.counters.get("stats", {}).get("unique_graphs", 0)), spent_ns
+        stats, spent = compiler.counters.get("stats"), compiler.cumulative_time_spent_ns
+        spent_ns = spent.get(_WHOLE_COMPILATION[0]) or spent.get(_WHOLE_COMPILATION[1]) or 0
+        return int(stats.get("unique_graphs", 0)) if stats else 0, int(spent_ns)
     except Exception:  # noqa: BLE001 - the compiler's own books, which other versions may keep otherwise
         return None
 

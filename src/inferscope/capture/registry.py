@@ -27,7 +27,7 @@ __all__ = ["EVERYWHERE", "LOCK", "LOCK_WAIT_S", "REGISTRY", "Admits", "Draw", "O
 
 LOCK = threading.RLock()
 """Held by whoever attaches or detaches. Another one after a fork: it is looked up here each time."""
-COMPARED_AT_MOST = 1 / 8
+COMPARED_AT_MOST = 1 / 4
 """Share of the requests left out by chance that are timed beside the observed ones."""
 LOCK_WAIT_S = 1.0
 """How long an import waits for others who attach or detach."""

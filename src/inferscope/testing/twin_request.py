@@ -132,7 +132,6 @@ class TwinRequest:
         self.request.returned_ns = self.clock.now_ns()
         if self.request.meter is not None:
             self.request.meter.close()
-        self.request.trim()
         self.request.left_ns = self.clock.now_ns()
         if self.faults:
             raise RuntimeError("a pass on the twin could not be recorded") from self.faults[0]
