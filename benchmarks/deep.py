@@ -1,18 +1,20 @@
-"""What recording operators costs: the same work with and without, in turns, and each recording by itself.
+"""What recording operators costs: the same requests with and without, in turns, and each recording by itself.
 
-    python benchmarks/deep.py [--rounds N] [--seconds S]
+    python benchmarks/deep.py [--requests N]
 
-One model takes turns of S seconds: traced, traced again, traced with `deep_every=1000`, and with `deep_every=1`, where
-nothing but the budget holds recordings apart. The difference between the first two is what this machine cannot resolve.
-The first turns of each are left out of the medians, since a model's first two recordings are not waited for. Reported
-are tokens per second, and of the recordings what starting and stopping took, what their pass took against the others of
-its phase, and the closure.
+Requests of one model take turns: traced, traced again, and traced with `deep_every=1`, where nothing but the budget
+holds recordings apart. What is reported is how much longer the requests of the last kind took, over the time of all:
+the budget is a share of the process's time, and what all three kinds earn is spent in one of them. Means, since
+recordings are rare, each with its 95 % interval; the difference between the first two is what this machine cannot
+resolve. The first requests are left out, since a model's first recordings are not waited for. Of the recordings it
+says what starting and stopping took, what their pass took against the others of its phase, and the closure.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import math
 import statistics
 import time
 from typing import Any
@@ -24,45 +26,38 @@ from inferscope.experiments.models import load
 from machine import spread, write
 from overhead import prompt, tiny_llama
 
-VARIANTS = {"traced": 0, "traced again": 0, "one in 1000": 1000, "by the budget": 1}
-NEW_TOKENS = 64
+VARIANTS = {"traced": 0, "traced again": 0, "recorded": 1}
+WARM_UP = 30
+_Z = 1.96
 
 
-def turn(model: Any, ids: torch.Tensor, every: int, seconds: float) -> tuple[float, list[Any]]:  # noqa: ANN401 - a model
-    """Tokens per second over a turn, and the phases of which passes were recorded."""
-    recorded: list[Any] = []
-
-    def keep(result: Any) -> None:  # noqa: ANN401 - a result
-        recorded.extend(phase for phase in result.record.phases if phase.deep is not None)
-
-    gc.collect()
-    with inferscope.trace(model, sinks=(keep,), deep_every=every) as session:
-        model.generate(ids, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+def turn(model: Any, ids: torch.Tensor, every: int, tokens: int) -> tuple[float, list[Any]]:  # noqa: ANN401 - a model
+    """Seconds of a request, and the phases of which passes were recorded."""
+    with inferscope.trace(model, sinks=(), deep_every=every) as session:
         started = time.perf_counter()
-        tokens = 0
-        while time.perf_counter() - started < seconds:
-            model.generate(ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)
-            tokens += NEW_TOKENS
+        model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
         elapsed = time.perf_counter() - started
         session.wait()
-    return tokens / elapsed, recorded
+    return elapsed, [phase for phase in session.last.record.phases if phase.deep is not None]
 
 
-def measure(model: Any, ids: torch.Tensor, rounds: int, seconds: float) -> dict[str, Any]:  # noqa: ANN401 - a model
-    """Let the variants take turns, and report medians."""
-    rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
+def measure(model: Any, ids: torch.Tensor, tokens: int, requests: int) -> dict[str, Any]:  # noqa: ANN401 - a model
+    """Let the variants take turns."""
+    walls_s: dict[str, list[float]] = {name: [] for name in VARIANTS}
     recorded: list[Any] = []
     names = list(VARIANTS)
-    for number in range(rounds + 1):
+    gc.collect()
+    for number in range(requests + WARM_UP):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            rate, phases = turn(model, ids, VARIANTS[name], seconds)
-            recorded += phases
-            if number:
-                rates[name].append(rate)
-    bare = statistics.median(rates["traced"])
+            elapsed, phases = turn(model, ids, VARIANTS[name], tokens)
+            if number >= WARM_UP:
+                walls_s[name].append(elapsed)
+                recorded += phases
     return {
-        "tokens_per_s": {name: spread(values) for name, values in rates.items()},
-        "slower_percent": {name: 100 * (1 - statistics.median(values) / bare) for name, values in rates.items()},
+        "tokens_per_request": tokens,
+        "requests": requests,
+        "traced_ms": spread([1e3 * wall for wall in walls_s["traced"]]),
+        "amortised_percent": {name: amortised(walls_s, name) for name in names[1:]},
         "recordings": sum(phase.deep.passes for phase in recorded),
         "start_and_stop_us": spread([phase.deep.cost_ns / phase.deep.passes / 1e3 for phase in recorded]),
         "pass_against_median": spread(
@@ -76,22 +71,35 @@ def measure(model: Any, ids: torch.Tensor, rounds: int, seconds: float) -> dict[
     }
 
 
+def amortised(walls_s: dict[str, list[float]], name: str) -> dict[str, float]:
+    """How much longer requests took than their traced neighbours, in per cent of the time of all."""
+    longer = [a - b for a, b in zip(walls_s[name], walls_s["traced"], strict=True)]
+    whole = sum(map(sum, walls_s.values()))
+    reach = _Z * statistics.stdev(longer) * math.sqrt(len(longer))
+    return {
+        "value": 100 * sum(longer) / whole,
+        "low": 100 * (sum(longer) - reach) / whole,
+        "high": 100 * (sum(longer) + reach) / whole,
+    }
+
+
 def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--requests", type=int, default=1500, help="of the tiny model in each variant")
     parser.add_argument("--tiny", action="store_true", help="the tiny model alone")
     parser.add_argument("--out", default="deep-cpu")
     options = parser.parse_args()
-    models: dict[str, Any] = {"tiny_llama": tiny_llama()}
-    if not options.tiny:
-        models["smollm2"] = load(None).model
     with torch.inference_mode():
-        found = {name: measure(model, prompt(1000), options.rounds, options.seconds) for name, model in models.items()}
+        found = {"tiny_llama": measure(tiny_llama(), prompt(1000), 64, options.requests)}
+        if not options.tiny:
+            found["smollm2"] = measure(load(None).model, prompt(1000), 8, max(options.requests // 15, 2))
     for name, result in found.items():
-        slower = ", ".join(f"{variant} {value:+.2f} %" for variant, value in result["slower_percent"].items())
-        print(f"{name}: slower by {slower}; {result['recordings']} recordings")
+        said = ", ".join(
+            f"{variant} {one['value']:+.2f} % ({one['low']:+.2f} to {one['high']:+.2f})"
+            for variant, one in result["amortised_percent"].items()
+        )
+        print(f"{name}: longer than traced by {said}; {result['recordings']} recordings")
     write(options.out, found)
 
 

@@ -87,11 +87,10 @@ def page(name: str) -> str:
         autoescape=False,  # noqa: S701 - Markdown from our own numbers
     )
     environment.globals.update(difference=difference, median=statistics.median, tally=tally, shares=shares)
-    predicted = HERE / "results" / "prediction-cpu.json"
-    # The page on accuracy has a second source, which may not have been measured yet.
-    environment.globals["prediction"] = (
-        json.loads(predicted.read_text(encoding="utf-8")) if predicted.exists() else None
-    )
+    for source in ("prediction", "deep", "telemetry"):
+        measured = HERE / "results" / f"{source}-cpu.json"
+        # Each is the second source of a page, and may not have been measured yet.
+        environment.globals[source] = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else None
     environment.globals.update(where=machine)
     environment.globals.update(outcome=outcome, exceptions=exceptions, titles=data.get("titles"))
     # The matrix says nothing about speed, and so nothing about the machine's.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DELAYS_MS = (0.6, 1.2, 3.6)
 ROUNDS = 7
+RUNS = 20
 
 
 class Delay:
@@ -92,14 +93,14 @@ def beside_gemm(model: Any, ids: torch.Tensor, device: DeviceSpec) -> list[float
 
 
 def repeated(model: Any, ids: torch.Tensor, device: DeviceSpec, tokens: int) -> dict[str, Any]:  # noqa: ANN401 - a model
-    """The verdicts of several runs of one workload, and the evidence of the one with the median prefill."""
+    """The verdicts of twenty runs of one workload, and the evidence of the one with the median prefill."""
     traced(model, ids, device, 4)
-    results = [traced(model, ids, device, tokens) for _ in range(ROUNDS)]
-    middle = sorted(results, key=lambda result: result.record.phase("prefill").wall_ns)[ROUNDS // 2]
+    results = [traced(model, ids, device, tokens) for _ in range(RUNS)]
+    middle = sorted(results, key=lambda result: result.record.phase("prefill").wall_ns)[RUNS // 2]
+    opinions = {phase: [result.diagnosis.phase(phase) for result in results] for phase in ("prefill", "decode")}
     return {
-        "bounds": {
-            phase: [result.diagnosis.phase(phase).bound for result in results] for phase in ("prefill", "decode")
-        },
+        "bounds": {phase: [opinion.bound for opinion in found] for phase, found in opinions.items()},
+        "confidences": {phase: [opinion.confidence for opinion in found] for phase, found in opinions.items()},
         "prefill_mfu": [result.diagnosis.phase("prefill").mfu for result in results],
         "residual_share": max(result.record.ledger.residual_ns / result.record.wall_ns for result in results),
         "prefill": verdict(middle, "prefill"),

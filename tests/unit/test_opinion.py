@@ -1,12 +1,14 @@
-"""What is done with stored records needs no torch: shown in a process that cannot import it."""
+"""What is done with stored records needs no torch: shown in an environment that does not have it."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
-import sys
+import venv
 from pathlib import Path
 
+import inferscope
 from inferscope.hardware import calibration_file
 from inferscope.hardware.calibration_file import CalibrationFile
 from inferscope.opinion import diagnose
@@ -28,14 +30,6 @@ PROGRAM = """
 import sys
 from pathlib import Path
 
-REFUSED = {"torch", "transformers", "opentelemetry", "psutil", "pynvml", "jinja2", "plotly", "rich", "typer"}
-
-class Refuses:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in REFUSED:
-            raise ModuleNotFoundError(f"refused: {name}", name=name)
-
-sys.meta_path.insert(0, Refuses())
 import inferscope
 from inferscope.sinks.model_file import read_model
 from inferscope.testing import make_record
@@ -50,8 +44,27 @@ assert elsewhere.diagnosis.device is None
 assert "decode" in str(inferscope.compare(baseline, candidate))
 predicted = inferscope.predict(read_model(Path(model)), gpu="H100-SXM5-80GB", dtype="bfloat16")
 assert 0 < predicted.ttft_s.low <= predicted.ttft_s.high
-assert not REFUSED & {name.partition(".")[0] for name in sys.modules}
+for missing in ("torch", "transformers", "opentelemetry", "psutil", "pynvml", "jinja2", "plotly", "rich", "typer"):
+    try:
+        __import__(missing)
+    except ModuleNotFoundError:
+        continue
+    raise AssertionError(f"{missing} is installed here")
 """
+INSTALLED = ("msgspec", "structlog", "typing_extensions")
+"""All that the environment holds beside inferscope itself."""
+
+
+def bare_python(folder):
+    """The interpreter of an environment without torch, and without anything else that judging does not need."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    packages = next(folder.glob("lib/python*/site-packages"))
+    for name in INSTALLED:
+        origin = Path(importlib.util.find_spec(name).origin)
+        found = origin.parent if origin.name == "__init__.py" else origin
+        (packages / found.name).symlink_to(found)
+    (packages / "inferscope.pth").write_text(str(Path(inferscope.__file__).parents[1]))
+    return folder / "bin" / "python"
 
 
 def keep(folder):
@@ -76,6 +89,7 @@ def test_records_are_read_judged_compared_and_predicted_from_without_torch(tmp_p
             record = make_record(device_key=DEVICE.key, request_id=f"{number:016x}")
             sink(make_result(record=record))
     environment = {**os.environ, "INFERSCOPE_CACHE_DIR": str(tmp_path)}
-    arguments = [sys.executable, "-c", PROGRAM, *map(str, (*files, MODEL))]
+    environment.pop("PYTHONPATH", None)
+    arguments = [str(bare_python(tmp_path / "bare")), "-c", PROGRAM, *map(str, (*files, MODEL))]
     ended = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from inferscope.analysis.scatter import Scatter
 
-__all__ = ["Curve", "Knee", "fit_curve"]
+__all__ = ["Curve", "Knee", "decode_size", "fit_curve", "knee_words"]
 
 _X_STEPS = 40
 _Z_STEPS = 48
@@ -162,6 +162,24 @@ class _Series:
 
 def _best(rows: Iterable[_Fit | None]) -> _Fit:
     return min((row for row in rows if row is not None), key=lambda row: row.squares)
+
+
+def decode_size(batch_size: int, input_tokens: int, output_tokens: float) -> tuple[float, float]:
+    """Sizes (x, z) of a decode: sequences, and the mean of the tokens that all of them have in the cache.
+
+    Args:
+        batch_size: Sequences.
+        input_tokens: Prompt tokens of each.
+        output_tokens: New tokens of each.
+    """
+    return float(batch_size), batch_size * (input_tokens + output_tokens / 2)
+
+
+def knee_words(knee: Knee) -> str:
+    """A knee with its interval, or why it cannot be told."""
+    if knee.value is None or knee.low is None or knee.high is None:
+        return f"cannot tell: {knee.reason}"
+    return f"{_number(knee.value)} ({_number(knee.low)} to {_number(knee.high)}, {100 * knee.rate:.0f} %)"
 
 
 def fit_curve(points: Sequence[tuple[float, float]], scatter: Scatter) -> Curve | str:

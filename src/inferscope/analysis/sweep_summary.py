@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
-from inferscope.analysis.knees import fit_curve
+from inferscope.analysis.knees import decode_size, fit_curve
 from inferscope.analysis.memory import account
 from inferscope.analysis.scatter import scatter_of, timings
 from inferscope.analysis.sweep_answers import Goodput, goodput_of
@@ -321,8 +321,7 @@ def _curve(name: str, points: Sequence[Point], by_point: _Records) -> Curve | st
 
 
 def _in_decode(point: Point) -> tuple[float, float]:
-    """Sequences, and the mean of the tokens that all of them have in the cache."""
-    return float(point.batch_size), point.batch_size * (point.input_tokens + point.output_tokens / 2)
+    return decode_size(point.batch_size, point.input_tokens, point.output_tokens)
 
 
 def _in_prefill(point: Point) -> tuple[float, float]:

@@ -6,61 +6,27 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from inferscope.analysis.knees import decode_size, fit_curve, knee_words
+from inferscope.analysis.scatter import scatter_of
 from inferscope.report.chart import COLOURS, Chart, Drawing, Grid, in_chart, setup_label
 from inferscope.report.charts import FAMILIES_SHOWN
 from inferscope.report.phase_sums import median
-from inferscope.report.units import UNKNOWN, count, duration_ns, ratio
+from inferscope.report.units import count, duration_ns, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from inferscope.analysis.knees import Curve
     from inferscope.report.digest import Digest, Setup, SetupSum
 
-__all__ = ["Knee", "knee", "shapes"]
+__all__ = ["shapes"]
 
 LEAST_SHAPES = 3
-LEAST_BATCHES = 3
 CURVES = 12
+TIMES_FITTED = 32
+"""Of each shape: beyond these the scatter is known, and pairs of times become many."""
 _MS = 1e6
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Knee:
-    """Where time per token over batch, fitted as fixed + per_sequence · batch, is twice its fixed part.
-
-    Attributes:
-        batch_size: There; None where it is not between the batches measured, or the fit has no such point.
-        fixed_ns: What a pass costs whatever the batch.
-        per_sequence_ns: What each sequence adds.
-        note: How it was found, or why not, in words.
-    """
-
-    batch_size: float | None
-    fixed_ns: float
-    per_sequence_ns: float
-    note: str
-
-
-def knee(points: list[tuple[int, float]]) -> Knee | None:
-    """The knee of (batch, ns per token), by least squares; None of fewer than three different batches."""
-    batches = sorted({batch for batch, _ in points})
-    if len(batches) < LEAST_BATCHES:
-        return None
-    x, y = sum(batch for batch, _ in points) / len(points), sum(time for _, time in points) / len(points)
-    spread = sum((batch - x) ** 2 for batch, _ in points)
-    slope = sum((batch - x) * (time - y) for batch, time in points) / spread
-    fixed = y - slope * x
-    how = f"least squares over {len(points)} medians; no interval"
-    if slope <= 0:
-        return Knee(batch_size=None, fixed_ns=fixed, per_sequence_ns=slope, note="no sequence costs time here: no knee")
-    if fixed <= 0:
-        return Knee(batch_size=None, fixed_ns=fixed, per_sequence_ns=slope, note="below the smallest batch measured")
-    where = fixed / slope
-    if not batches[0] <= where <= batches[-1]:
-        side = "above the largest" if where > batches[-1] else "below the smallest"
-        return Knee(batch_size=None, fixed_ns=fixed, per_sequence_ns=slope, note=f"{side} batch measured")
-    return Knee(batch_size=where, fixed_ns=fixed, per_sequence_ns=slope, note=how)
 
 
 def shapes(found: Digest) -> tuple[Chart, ...]:
@@ -92,12 +58,19 @@ def shapes(found: Digest) -> tuple[Chart, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Curves:
-    """One model's curves, each along the sizes of `axis`, and the knees of their times per token."""
+    """One model's curves, each along the sizes of `axis`, and what was fitted to the times per token of all of them.
+
+    Attributes:
+        label: Whose.
+        axis: "batch" or "prompt tokens".
+        lines: By what is the same along each.
+        fit: Over batches; in words, why there is none.
+    """
 
     label: str
     axis: str
     lines: dict[str, list[SetupSum]]
-    knees: dict[str, Knee]
+    fit: Curve | str
 
 
 def _curves(setups: list[SetupSum]) -> _Curves:
@@ -108,26 +81,39 @@ def _curves(setups: list[SetupSum]) -> _Curves:
     order = "batch_size" if by_batch else "input_len"
     longest = sorted(lines.items(), key=lambda item: -len(item[1]))[:CURVES]
     kept = {name: sorted(each, key=lambda one: getattr(one.setup, order)) for name, each in longest}
-    knees = {name: found for name, each in kept.items() if by_batch and (found := knee(_times(each))) is not None}
-    label = setup_label(setups[0].setup, sizes=False)
-    return _Curves(label=label, axis="batch" if by_batch else "prompt tokens", lines=kept, knees=knees)
+    return _Curves(
+        label=setup_label(setups[0].setup, sizes=False),
+        axis="batch" if by_batch else "prompt tokens",
+        lines=kept,
+        fit=_fit(setups),
+    )
 
 
 def _knee_words(curves: list[_Curves]) -> str:
-    said = [f"{name}: {_where(one)}" for each in curves for name, one in each.knees.items()]
-    return f", knees: {'; '.join(said)}" if said else ""
+    fits = [each.fit for each in curves if each.axis == "batch"]
+    said = [fit if isinstance(fit, str) else f"batch {knee_words(fit.weight_knee)}" for fit in fits]
+    return f"; weight knee: {'; '.join(said)}" if said else ""
 
 
-def _where(one: Knee) -> str:
-    return one.note if one.batch_size is None else f"batch {ratio(one.batch_size)} ({one.note})"
+def _fit(setups: list[SetupSum]) -> Curve | str:
+    """Of all batches and prompt lengths together, as a sweep fits its points."""
+    sizes, times = [], []
+    for each in setups:
+        size = _size(each)
+        if size is not None and each.tpots_ns:
+            step = -(-len(each.tpots_ns) // TIMES_FITTED)
+            sizes.append(size)
+            # Records of a report may come from anywhere: no two of them are taken for one round.
+            first = len(times) * TIMES_FITTED
+            times.append(dict(enumerate(each.tpots_ns[::step], first)))
+    return fit_curve(sizes, scatter_of(times)) if times else "no time per token is known"
 
 
-def _times(line: list[SetupSum]) -> list[tuple[int, float]]:
-    return [
-        (each.setup.batch_size, value)
-        for each in line
-        if each.setup.batch_size is not None and (value := median(each.tpots_ns)) is not None
-    ]
+def _size(each: SetupSum) -> tuple[float, float] | None:
+    batch, tokens = each.setup.batch_size, each.setup.input_len
+    if not batch or not tokens:
+        return None
+    return decode_size(batch, tokens, each.output_tokens / each.requests / batch)
 
 
 def _throughput(each: SetupSum) -> float | None:
@@ -157,8 +143,8 @@ def _drawing(curves: _Curves, value: Callable[[SetupSum], float | None], unit: s
         }
         for number, (name, line) in enumerate(curves.lines.items())
     ]
-    if knees:
-        data += [_knee_mark(one) for one in curves.knees.values() if one.batch_size is not None]
+    if knees and not isinstance(curves.fit, str):
+        data += _knee_mark(curves, curves.fit)
     sizes = sorted({getattr(each.setup, field) for line in curves.lines.values() for each in line})
     layout = {
         "height": 340,
@@ -169,18 +155,24 @@ def _drawing(curves: _Curves, value: Callable[[SetupSum], float | None], unit: s
     return Drawing(label=curves.label, data=data, layout=layout)
 
 
-def _knee_mark(one: Knee) -> dict[str, Any]:
-    where = one.batch_size or 0.0
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": f"knee at batch {ratio(where)}",
-        "x": [where],
-        "y": [(one.fixed_ns + one.per_sequence_ns * where) / _MS],
-        "marker": {"symbol": "circle-open-dot", "size": 15, "color": COLOURS["red"], "line": {"width": 2}},
-        "hovertemplate": "%{fullData.name}: twice the fixed time of a pass<extra></extra>",
-        "meta": "knee",
-    }
+def _knee_mark(curves: _Curves, fit: Curve) -> list[dict[str, Any]]:
+    """The weight knee, on the fit of the first line; none where it cannot be told."""
+    where, per_z = fit.weight_knee.value, fit.per_z_ns or 0.0
+    first = _size(next(iter(curves.lines.values()))[0])
+    if where is None or first is None or curves.axis != "batch":
+        return []
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": f"weight knee: batch {knee_words(fit.weight_knee)}",
+            "x": [where],
+            "y": [(fit.fixed_ns + per_z * where * first[1] / first[0]) / _MS],
+            "marker": {"symbol": "circle-open-dot", "size": 15, "color": COLOURS["red"], "line": {"width": 2}},
+            "hovertemplate": "%{fullData.name}<extra></extra>",
+            "meta": "knee",
+        }
+    ]
 
 
 def _grid(curves: list[_Curves]) -> Grid:
@@ -193,11 +185,10 @@ def _grid(curves: list[_Curves]) -> Grid:
             duration_ns(median(each.ttfts_ns)),
             duration_ns(median(each.tpots_ns)),
             f"{ratio(_throughput(each))} token/s",
-            _where(each_curves.knees[name]) if name in each_curves.knees else UNKNOWN,
         )
         for each_curves in curves
-        for name, line in each_curves.lines.items()
+        for line in each_curves.lines.values()
         for each in line
     )
-    heading = ("of what", "batch", "prompt tokens", "requests", "TTFT", "TPOT", "throughput", "knee of TPOT")
+    heading = ("of what", "batch", "prompt tokens", "requests", "TTFT", "TPOT", "throughput")
     return Grid(heading=heading, rows=rows)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from inferscope.analysis.knees import knee_words
 from inferscope.report.units import UNKNOWN, clean, duration_ns, percent, ratio, scaled
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from inferscope.analysis.knees import Curve, Knee
+    from inferscope.analysis.knees import Curve
     from inferscope.analysis.scatter import Timing
     from inferscope.analysis.sweep_summary import MemoryEdge, PointResult, SeriesResult, Sweep
 
@@ -98,10 +99,10 @@ def _knees(phase: str, curve: Curve | str, unit: str) -> Iterator[str]:
     if isinstance(curve, str):
         yield f"{phase}: cannot tell: {curve}"
         return
-    said = _knee(curve.weight_knee)
+    said = knee_words(curve.weight_knee)
     yield f"{phase}, weight knee ({unit} from which computing takes longer than the weights): {said}"
     if phase == "decode":
-        said = _knee(curve.cache_knee)
+        said = knee_words(curve.cache_knee)
         yield f"{phase}, cache knee (cached tokens that take as long as all that is fixed): {said}"
     slopes = [f"fixed {duration_ns(curve.fixed_ns)}"]
     if curve.per_x_ns is not None:
@@ -111,16 +112,6 @@ def _knees(phase: str, curve: Curve | str, unit: str) -> Iterator[str]:
     if curve.per_z_ns is not None:
         slopes.append(f"{duration_ns(curve.per_z_ns)} per {'cached token' if phase == 'decode' else 'pair of tokens'}")
     yield f"{phase}, fit: {', '.join(slopes)}; misfit {percent(curve.misfit_share)}"
-
-
-def _knee(knee: Knee) -> str:
-    if knee.value is None or knee.low is None or knee.high is None:
-        return f"cannot tell: {knee.reason}"
-    return f"{_size(knee.value)} ({_size(knee.low)} to {_size(knee.high)}, {percent(knee.rate)})"
-
-
-def _size(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004 - three figures either way
 
 
 def _edge(edge: MemoryEdge) -> str:

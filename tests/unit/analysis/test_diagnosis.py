@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_requests import model as made_model
 from made_requests import phase as made_phase
@@ -161,6 +161,26 @@ def test_shares_sum_to_one_and_none_is_negative(flops, weight_bytes, calls, forw
     assert sum(found.shares.values()) == pytest.approx(1.0)
     assert min(found.shares.values()) >= 0
     assert found.shares[found.bound] == max(found.shares.values())
+
+
+@given(
+    flops=amounts,
+    weight_bytes=amounts,
+    calls=st.integers(1, 5000),
+    forward_ns=st.integers(1_000, 10**9),
+    between_ns=amounts,
+    jitters=st.lists(st.tuples(st.floats(-0.02, 0.02), st.floats(-0.02, 0.02)), min_size=20, max_size=20),
+)
+@settings(max_examples=50)
+def test_twenty_runs_of_one_workload_have_one_verdict_or_a_low_confidence(
+    flops, weight_bytes, calls, forward_ns, between_ns, jitters
+):
+    spec = model(flops=flops, weight_bytes=weight_bytes, calls=calls)
+    runs = [
+        verdict(spec, forward_ns=round(forward_ns * (1 + inside)), between_ns=round(between_ns * (1 + outside)))
+        for inside, outside in jitters
+    ]
+    assert len({run.bound for run in runs if run.confidence != "low"}) <= 1
 
 
 @given(

@@ -1,19 +1,18 @@
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from inferscope.hardware.catalog import catalog
 from inferscope.records import DeviceTime, PassSample
 from inferscope.report import charts
 from inferscope.report.changes import change_chart, compared, medians
 from inferscope.report.digest import digest
-from inferscope.report.shapes import knee, shapes
+from inferscope.report.shapes import shapes
 from inferscope.report.timeline import PASSES_DRAWN, lanes_missing, timeline
 from inferscope.sinks.jsonl import read_records
 from inferscope.specs import DeviceSpec
@@ -116,25 +115,37 @@ def test_the_timeline_draws_what_is_there_and_says_what_is_not():
     assert lanes.count("device") == PASSES_DRAWN
 
 
-@given(
-    fixed=st.floats(1e3, 1e9),
-    at=st.floats(1.5, 60.0),
-    batches=st.lists(st.integers(1, 64), min_size=3, max_size=9, unique=True),
-)
-def test_the_knee_of_a_line_is_where_it_doubles(fixed, at, batches):
-    found = knee([(batch, fixed * (1 + batch / at)) for batch in batches])
-    assert found.fixed_ns == pytest.approx(fixed, rel=1e-6)
-    if min(batches) * 1.001 < at < max(batches) * 0.999:
-        assert found.batch_size == pytest.approx(at, rel=1e-6)
-    elif at > max(batches) * 1.001:
-        assert found.batch_size is None
-        assert "above the largest" in found.note
+def swept(knee, device, repeats=4):
+    """Records of a machine whose time per token bends at a batch."""
+    noise = random.Random(5)
+    records = [
+        make_record(
+            batch_size=batch,
+            input_tokens=batch * tokens,
+            output_tokens=batch * 32,
+            output_len=32,
+            tpot_ns=round(1e6 * (1 + max(4, 4 * batch / knee) + 2e-4 * batch * tokens) * noise.uniform(0.99, 1.01)),
+        )
+        for _ in range(repeats)
+        for batch in (1, 2, 4, 8, 16, 32)
+        for tokens in (64, 256)
+    ]
+    return digest(records, expected=len(records), device_of=lambda _: device)
 
 
-def test_no_knee_is_claimed_where_there_is_none():
-    assert knee([(1, 5.0), (2, 6.0), (1, 5.0)]) is None
-    assert knee([(1, 5.0), (2, 5.0), (4, 5.0)]).batch_size is None
-    assert knee([(1, 9.0), (2, 6.0), (4, 2.0)]).batch_size is None
+def test_the_knee_of_a_report_is_that_of_a_sweep(device):
+    tpot = next(one for one in shapes(swept(6.0, device)) if one.key == "shape-tpot")
+    mark = next(trace for trace in tpot.drawings[0].data if trace["meta"] == "knee")
+    assert mark["x"][0] == pytest.approx(6, rel=0.2)
+    assert mark["y"][0] == pytest.approx(5 + 2e-4 * mark["x"][0] * (64 + 16), rel=0.05)
+    assert "weight knee: " in tpot.summary
+    assert "90 %" in tpot.summary
+
+
+def test_no_knee_is_claimed_where_there_is_none(found, device):
+    beyond = next(one for one in shapes(swept(1000.0, device)) if one.key == "shape-tpot")
+    assert "knee" not in {trace["meta"] for trace in beyond.drawings[0].data}
+    assert "cannot tell" in beyond.summary
 
 
 def test_curves_are_drawn_of_a_sweep_and_not_of_two_shapes(found, device):
