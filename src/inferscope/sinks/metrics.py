@@ -39,7 +39,9 @@ MAX_ERRORS = 32
 """Classes of exceptions that do; further ones are `_OTHER`."""
 _SUPPRESSION_KEYS = (_SUPPRESS_INSTRUMENTATION_KEY, "suppress_language_model_instrumentation")
 _DEAF = (_ProxyMeterProvider, NoOpMeterProvider)
-_Sums = dict[tuple[tuple[str, str], ...], float]
+_Key = tuple[tuple[str, str], ...]
+# By what all points of a request share and by what is a point's own: the first is made once for some forty of them.
+_Sums = dict[tuple[_Key, _Key], float]
 _SUPPRESSED = "suppressed"
 _ELSEWHERE = "counted by the sink of another session"
 
@@ -207,28 +209,37 @@ class _Instruments:
         for row, record in self._histograms:
             for point in _points(row, result):
                 record(point.value, self._attributes(base, point), places.context(point.span))
-        for row in self._counters:
-            # A residual may be below zero, and counters only grow.
-            points = [point for point in _points(row, result) if row.kind == "gauge" or point.value >= 0]
-            keys = [tuple(self._attributes(base, point).items()) for point in points]
-            with self._lock:
+        common = tuple(base.items())
+        found = [(row, self._told(row, result)) for row in self._counters]
+        with self._lock:
+            for row, points in found:
                 sums = self._sums[row.name]
-                for key, point in zip(keys, points, strict=True):
-                    sums[key] = point.value + (sums.get(key, 0) if row.kind == "counter" else 0)
+                for own, value in points:
+                    key = (common, own)
+                    sums[key] = value + (sums.get(key, 0) if row.kind == "counter" else 0)
+
+    def _told(self, row: RequestMetric, result: Result) -> list[tuple[_Key, float]]:
+        # A residual may be below zero, and counters only grow.
+        return [
+            (tuple(self._capped(point.attributes).items()), point.value)
+            for point in _points(row, result)
+            if point.value >= 0 or row.kind == "gauge"
+        ]
 
     def _observe_sums(self, name: str) -> Callable[[CallbackOptions], list[Observation]]:
         def observe(_options: CallbackOptions) -> list[Observation]:
             with self._lock:
                 sums = list(self._sums[name].items())
-            return [Observation(value, dict(key)) for key, value in sums]
+            return [Observation(value, dict(common + own)) for (common, own), value in sums]
 
         return observe
 
     def _attributes(self, base: dict[str, str], point: Point) -> dict[str, str]:
-        attributes = {**base, **point.attributes}
-        if "error.type" in attributes:
-            attributes["error.type"] = self._errors.name(attributes["error.type"])
-        return attributes
+        return {**base, **self._capped(point.attributes)} if point.attributes else base
+
+    def _capped(self, attributes: dict[str, str]) -> dict[str, str]:
+        error = attributes.get("error.type")
+        return attributes if error is None else {**attributes, "error.type": self._errors.name(error)}
 
     def _observe_active(self, _options: CallbackOptions) -> list[Observation]:
         with self._lock:
