@@ -174,7 +174,13 @@ if child == 0:
     one("c")
     arrived = providers.force_flush(30)
     done = (arrived, providers.exported, providers.dropped, providers.metric_exports_failed)
-    os._exit(0 if done == (True, 3, 0, 0) else 3)
+    grandchild = os.fork()
+    if grandchild == 0:
+        silent = providers.force_flush(30) and providers.metric_exports == 0
+        one("d")
+        os._exit(0 if silent and providers.force_flush(30) else 4)
+    _, status = os.waitpid(grandchild, 0)
+    os._exit(os.waitstatus_to_exitcode(status) if done == (True, 3, 0, 0) else 3)
 _, status = os.waitpid(child, 0)
 assert providers.force_flush(30)
 sys.exit(os.waitstatus_to_exitcode(status))
@@ -198,18 +204,26 @@ def test_07_a_child_forked_after_setup_sends_its_own(protocol):
             request = values_of(span.attributes).get("inferscope.request.id")
             if request:
                 by_process.setdefault(resource["process.pid"], []).append(request[0])
-        counted = {
-            values_of(resource.resource.attributes)["process.pid"]: point.as_int
-            for request in inbox.metric_requests
-            for resource in request.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-            if metric.name == "inferscope.requests"
-            for point in metric.sum.data_points
-        }
-    assert sorted(by_process.values()) == [["a", "b"], ["c"]]
-    # And each counts its own: the child does not tell again what its parent has.
-    assert sorted(counted.values()) == [1, 2]
+        counted, timed = {}, {}
+        for pid, scope, metric in metrics_of(inbox):
+            assert (scope.scope.name, list(scope.scope.attributes)) == ("inferscope", [])
+            if metric.name == "inferscope.requests":
+                counted[pid] = [point.as_int for point in metric.sum.data_points]
+            if metric.name == "gen_ai.server.request.duration":
+                timed[pid] = [(point.count, sum(point.bucket_counts)) for point in metric.histogram.data_points]
+    assert sorted(by_process.values()) == [["a", "b"], ["c"], ["d"]]
+    # And each counts its own: the child does not tell again what its parent has, nor the grandchild what both have.
+    assert sorted(counted.values()) == [[1], [1], [2]]
+    assert sorted(timed.values()) == [[(1, 1)], [(1, 1)], [(2, 2)]]
+
+
+def metrics_of(inbox):
+    for request in inbox.metric_requests:
+        for resource in request.resource_metrics:
+            pid = values_of(resource.resource.attributes)["process.pid"]
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    yield pid, scope, metric
 
 
 def test_08_a_long_request_is_a_handful_of_spans(llama, prompt, spans):
