@@ -140,14 +140,21 @@ def test_05_the_first_token_is_not_the_whole_request(llama, prompt):
     assert session.last.record.tpot_ns is None
 
 
-def test_06_below_another_instrumentors_span_there_is_one_request(llama, prompt, spans):
+def test_06_below_another_instrumentors_span_tokens_are_told_once(llama, prompt, spans):
+    """Whoever adds up tokens over a trace would find them twice."""
     with inferscope.trace(llama, sinks=[spans.sink]) as session:
         attributes = {"gen_ai.operation.name": "text_completion", "gen_ai.request.model": "theirs"}
         with spans.provider.get_tracer("another").start_as_current_span("llm", attributes=attributes) as above:
             llama.generate(prompt, max_new_tokens=2)
+        llama.generate(prompt, max_new_tokens=2)
         session.wait()
-    (root,) = spans.roots()
-    assert root.parent.span_id == above.get_span_context().span_id
+    below, alone = spans.roots()
+    assert below.parent.span_id == above.get_span_context().span_id
+    assert [link.context.span_id for link in below.links] == [above.get_span_context().span_id]
+    assert below.attributes["inferscope.usage.elsewhere"] == "another"
+    told = [{key for key in root.attributes if key.startswith("gen_ai.usage.")} for root in (below, alone)]
+    assert told == [set(), {"gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"}]
+    assert alone.links == ()
 
 
 FORKING = """
