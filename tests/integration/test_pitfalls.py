@@ -159,6 +159,8 @@ def test_06_below_another_instrumentors_span_tokens_are_told_once(llama, prompt,
 
 FORKING = """
 import os, sys
+from importlib.metadata import version
+from opentelemetry import metrics
 from inferscope.sinks.metrics import MetricSink
 from inferscope.sinks.setup import setup
 from inferscope.sinks.spans import SpanSink
@@ -166,11 +168,16 @@ from inferscope.testing import make_record, make_result
 
 providers = setup(endpoint=sys.argv[1], protocol=sys.argv[2])
 spans, meters = SpanSink(), MetricSink()
+orders = metrics.get_meter("shop").create_counter("orders")
+# As a monitor does: instruments of our own that are not of requests.
+watched = metrics.get_meter("inferscope", version("inferscope"))
+watched.create_observable_gauge("hw.power", [lambda _options: [metrics.Observation(7)]])
 
 def one(letter):
     result = make_result(record=make_record(request_id=letter * 16))
     spans(result)
     meters(result)
+    orders.add(1)
 
 one("a")
 assert providers.force_flush(30)
@@ -183,9 +190,9 @@ if child == 0:
     done = (arrived, providers.exported, providers.dropped, providers.metric_exports_failed)
     grandchild = os.fork()
     if grandchild == 0:
-        silent = providers.force_flush(30) and providers.metric_exports == 0
+        before = providers.force_flush(30)  # without a request of its own: nothing is told again
         one("d")
-        os._exit(0 if silent and providers.force_flush(30) else 4)
+        os._exit(0 if before and providers.force_flush(30) else 4)
     _, status = os.waitpid(grandchild, 0)
     os._exit(os.waitstatus_to_exitcode(status) if done == (True, 3, 0, 0) else 3)
 _, status = os.waitpid(child, 0)
@@ -211,17 +218,22 @@ def test_07_a_child_forked_after_setup_sends_its_own(protocol):
             request = values_of(span.attributes).get("inferscope.request.id")
             if request:
                 by_process.setdefault(resource["process.pid"], []).append(request[0])
-        counted, timed = {}, {}
+        counted, timed, others = {}, {}, set()
         for pid, scope, metric in metrics_of(inbox):
-            assert (scope.scope.name, list(scope.scope.attributes)) == ("inferscope", [])
+            assert list(scope.scope.attributes) == []
             if metric.name == "inferscope.requests":
-                counted[pid] = [point.as_int for point in metric.sum.data_points]
-            if metric.name == "gen_ai.server.request.duration":
-                timed[pid] = [(point.count, sum(point.bucket_counts)) for point in metric.histogram.data_points]
+                counted.setdefault(pid, set()).add(metric.sum.data_points[0].as_int)
+            elif metric.name == "gen_ai.server.request.duration":
+                (point,) = metric.histogram.data_points
+                timed.setdefault(pid, set()).add((point.count, sum(point.bucket_counts)))
+            elif metric.name in {"orders", "hw.power"}:
+                others.add((pid, scope.scope.name, metric.name))
     assert sorted(by_process.values()) == [["a", "b"], ["c"], ["d"]]
     # And each counts its own: the child does not tell again what its parent has, nor the grandchild what both have.
-    assert sorted(counted.values()) == [[1], [1], [2]]
-    assert sorted(timed.values()) == [[(1, 1)], [(1, 1)], [(2, 2)]]
+    assert sorted(map(sorted, counted.values())) == [[1], [1], [1, 2]]
+    assert sorted(map(sorted, timed.values())) == [[(1, 1)], [(1, 1)], [(1, 1), (2, 2)]]
+    # What is not of requests is there in all three.
+    assert others == {(pid, *what) for pid in counted for what in (("shop", "orders"), ("inferscope", "hw.power"))}
 
 
 def metrics_of(inbox):
