@@ -63,6 +63,8 @@ def test_every_kind_of_request_arrives_as_spans_and_metrics(received):
     assert {root.status.code for key, root in roots.items() if root is not aborted} == {0}
     assert values_of(batched.attributes)["inferscope.batch_size"] == 2
     assert [[link.span_id for link in root.links] for root in beside] == [[beside[1].span_id], [beside[0].span_id]]
+    named = [values_of(root.links[0].attributes)["inferscope.request.id"] for root in beside]
+    assert named == [records[6].request_id, records[5].request_id]
     _check_span_types(spans.values())
     _check_metrics(inbox, records, spans)
 
