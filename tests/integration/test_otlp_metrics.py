@@ -19,7 +19,7 @@ STATUS_ERROR = 2
 METRICS = {row.name: row for row in (*REQUEST_METRICS, ACTIVE, DROPPED)}
 CUMULATIVE = metrics_pb2.AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
 
-pytestmark = pytest.mark.usefixtures("notices_reset", "no_global_provider")
+pytestmark = pytest.mark.usefixtures("notices_reset", "no_global_provider", "patient_exports")
 
 
 @pytest.fixture(scope="module", params=list(RECEIVERS))

@@ -28,7 +28,7 @@ from inferscope.sinks.setup import setup
 from inferscope.sinks.spans import SpanSink
 from inferscope.testing import make_record, make_result
 
-pytestmark = pytest.mark.usefixtures("notices_reset", "no_global_provider")
+pytestmark = pytest.mark.usefixtures("notices_reset", "no_global_provider", "patient_exports")
 
 
 class Spans:
@@ -71,7 +71,7 @@ def test_01_batches_stay_below_what_receivers_refuse_whole(protocol):
         sink = SpanSink()
         for number in range(600):
             sink(make_result(record=replace(record, request_id=f"{number:016x}")))
-        assert providers.force_flush() is True
+        assert providers.force_flush(120) is True
         assert len(inbox.wait_for_spans(1800)) == 1800
         assert (providers.exported, providers.dropped) == (1800, 0)
         assert max(request.ByteSize() for request in inbox.requests) < 4 * 2**20
@@ -157,6 +157,7 @@ def test_06_below_another_instrumentors_span_tokens_are_told_once(llama, prompt,
     assert alone.links == ()
 
 
+PATIENCE = ("OTEL_EXPORTER_OTLP_TIMEOUT",)
 FORKING = """
 import os, sys
 from importlib.metadata import version
@@ -210,7 +211,7 @@ def test_07_a_child_forked_after_setup_sends_its_own(protocol):
             check=False,
             capture_output=True,
             text=True,
-            env={name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
+            env={name: os.environ[name] for name in os.environ if name in PATIENCE or not name.startswith("OTEL_")},
         )
         assert (finished.returncode, finished.stderr) == (0, "")
         by_process = {}
