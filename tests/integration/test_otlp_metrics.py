@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
-import torch
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 from otlp_receiver import RECEIVERS, running, values_of
+from request_kinds import every_kind
 
 import inferscope
-from conftest import build_llama
 from inferscope.sinks import semconv
 from inferscope.sinks.metric_semconv import ACTIVE, BASE_KEYS, DROPPED, REQUEST_METRICS
 from inferscope.sinks.setup import setup
@@ -22,46 +19,7 @@ STATUS_ERROR = 2
 METRICS = {row.name: row for row in (*REQUEST_METRICS, ACTIVE, DROPPED)}
 CUMULATIVE = metrics_pb2.AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
 
-pytestmark = pytest.mark.usefixtures("notices_reset", "no_global_provider")
-
-
-class Streamer:
-    def put(self, value):
-        """Take a token."""
-
-    def end(self):
-        """Take the end."""
-
-
-class Refusal:
-    def __call__(self, _ids, _scores):
-        raise ValueError("not this one")
-
-
-def contended(llama, prompt):
-    together = threading.Barrier(2)
-
-    def answer():
-        together.wait(30)
-        llama.generate(prompt, max_new_tokens=40)
-
-    threads = [threading.Thread(target=answer) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def every_kind(llama, prompt, transformers):
-    """Runs a normal, a streaming, an aborted, a batched, an assisted and two contended requests, in this order."""
-    assistant = build_llama(transformers, num_hidden_layers=1)
-    llama.generate(prompt, max_new_tokens=4)
-    llama.generate(prompt, max_new_tokens=4, streamer=Streamer())
-    with pytest.raises(ValueError, match="not this one"):
-        llama.generate(prompt, max_new_tokens=4, logits_processor=[Refusal()])
-    llama.generate(torch.cat([prompt, prompt]), max_new_tokens=4)
-    llama.generate(prompt, max_new_tokens=8, assistant_model=assistant)
-    contended(llama, prompt)
+pytestmark = pytest.mark.usefixtures("notices_reset", "no_global_provider", "patient_exports")
 
 
 @pytest.fixture(scope="module", params=list(RECEIVERS))
@@ -105,6 +63,8 @@ def test_every_kind_of_request_arrives_as_spans_and_metrics(received):
     assert {root.status.code for key, root in roots.items() if root is not aborted} == {0}
     assert values_of(batched.attributes)["inferscope.batch_size"] == 2
     assert [[link.span_id for link in root.links] for root in beside] == [[beside[1].span_id], [beside[0].span_id]]
+    named = [values_of(root.links[0].attributes)["inferscope.request.id"] for root in beside]
+    assert named == [records[6].request_id, records[5].request_id]
     _check_span_types(spans.values())
     _check_metrics(inbox, records, spans)
 

@@ -28,7 +28,7 @@ from inferscope.sinks.setup import setup
 from inferscope.sinks.spans import SpanSink
 from inferscope.testing import make_record, make_result
 
-pytestmark = pytest.mark.usefixtures("notices_reset", "no_global_provider")
+pytestmark = pytest.mark.usefixtures("notices_reset", "no_global_provider", "patient_exports")
 
 
 class Spans:
@@ -71,7 +71,7 @@ def test_01_batches_stay_below_what_receivers_refuse_whole(protocol):
         sink = SpanSink()
         for number in range(600):
             sink(make_result(record=replace(record, request_id=f"{number:016x}")))
-        assert providers.force_flush() is True
+        assert providers.force_flush(120) is True
         assert len(inbox.wait_for_spans(1800)) == 1800
         assert (providers.exported, providers.dropped) == (1800, 0)
         assert max(request.ByteSize() for request in inbox.requests) < 4 * 2**20
@@ -140,18 +140,28 @@ def test_05_the_first_token_is_not_the_whole_request(llama, prompt):
     assert session.last.record.tpot_ns is None
 
 
-def test_06_below_another_instrumentors_span_there_is_one_request(llama, prompt, spans):
+def test_06_below_another_instrumentors_span_tokens_are_told_once(llama, prompt, spans):
+    """Whoever adds up tokens over a trace would find them twice."""
     with inferscope.trace(llama, sinks=[spans.sink]) as session:
         attributes = {"gen_ai.operation.name": "text_completion", "gen_ai.request.model": "theirs"}
         with spans.provider.get_tracer("another").start_as_current_span("llm", attributes=attributes) as above:
             llama.generate(prompt, max_new_tokens=2)
+        llama.generate(prompt, max_new_tokens=2)
         session.wait()
-    (root,) = spans.roots()
-    assert root.parent.span_id == above.get_span_context().span_id
+    below, alone = spans.roots()
+    assert below.parent.span_id == above.get_span_context().span_id
+    assert [link.context.span_id for link in below.links] == [above.get_span_context().span_id]
+    assert below.attributes["inferscope.usage.elsewhere"] == "another"
+    told = [{key for key in root.attributes if key.startswith("gen_ai.usage.")} for root in (below, alone)]
+    assert told == [set(), {"gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"}]
+    assert alone.links == ()
 
 
+PATIENCE = ("OTEL_EXPORTER_OTLP_TIMEOUT",)
 FORKING = """
 import os, sys
+from importlib.metadata import version
+from opentelemetry import metrics
 from inferscope.sinks.metrics import MetricSink
 from inferscope.sinks.setup import setup
 from inferscope.sinks.spans import SpanSink
@@ -159,11 +169,16 @@ from inferscope.testing import make_record, make_result
 
 providers = setup(endpoint=sys.argv[1], protocol=sys.argv[2])
 spans, meters = SpanSink(), MetricSink()
+orders = metrics.get_meter("shop").create_counter("orders")
+# As a monitor does: instruments of our own that are not of requests.
+watched = metrics.get_meter("inferscope", version("inferscope"))
+watched.create_observable_gauge("hw.power", [lambda _options: [metrics.Observation(7)]])
 
 def one(letter):
     result = make_result(record=make_record(request_id=letter * 16))
     spans(result)
     meters(result)
+    orders.add(1)
 
 one("a")
 assert providers.force_flush(30)
@@ -174,7 +189,13 @@ if child == 0:
     one("c")
     arrived = providers.force_flush(30)
     done = (arrived, providers.exported, providers.dropped, providers.metric_exports_failed)
-    os._exit(0 if done == (True, 3, 0, 0) else 3)
+    grandchild = os.fork()
+    if grandchild == 0:
+        before = providers.force_flush(30)  # without a request of its own: nothing is told again
+        one("d")
+        os._exit(0 if before and providers.force_flush(30) else 4)
+    _, status = os.waitpid(grandchild, 0)
+    os._exit(os.waitstatus_to_exitcode(status) if done == (True, 3, 0, 0) else 3)
 _, status = os.waitpid(child, 0)
 assert providers.force_flush(30)
 sys.exit(os.waitstatus_to_exitcode(status))
@@ -190,7 +211,7 @@ def test_07_a_child_forked_after_setup_sends_its_own(protocol):
             check=False,
             capture_output=True,
             text=True,
-            env={name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
+            env={name: os.environ[name] for name in os.environ if name in PATIENCE or not name.startswith("OTEL_")},
         )
         assert (finished.returncode, finished.stderr) == (0, "")
         by_process = {}
@@ -198,18 +219,31 @@ def test_07_a_child_forked_after_setup_sends_its_own(protocol):
             request = values_of(span.attributes).get("inferscope.request.id")
             if request:
                 by_process.setdefault(resource["process.pid"], []).append(request[0])
-        counted = {
-            values_of(resource.resource.attributes)["process.pid"]: point.as_int
-            for request in inbox.metric_requests
-            for resource in request.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-            if metric.name == "inferscope.requests"
-            for point in metric.sum.data_points
-        }
-    assert sorted(by_process.values()) == [["a", "b"], ["c"]]
-    # And each counts its own: the child does not tell again what its parent has.
-    assert sorted(counted.values()) == [1, 2]
+        counted, timed, others = {}, {}, set()
+        for pid, scope, metric in metrics_of(inbox):
+            assert list(scope.scope.attributes) == []
+            if metric.name == "inferscope.requests":
+                counted.setdefault(pid, set()).add(metric.sum.data_points[0].as_int)
+            elif metric.name == "gen_ai.server.request.duration":
+                (point,) = metric.histogram.data_points
+                timed.setdefault(pid, set()).add((point.count, sum(point.bucket_counts)))
+            elif metric.name in {"orders", "hw.power"}:
+                others.add((pid, scope.scope.name, metric.name))
+    assert sorted(by_process.values()) == [["a", "b"], ["c"], ["d"]]
+    # And each counts its own: the child does not tell again what its parent has, nor the grandchild what both have.
+    assert sorted(map(sorted, counted.values())) == [[1], [1], [1, 2]]
+    assert sorted(map(sorted, timed.values())) == [[(1, 1)], [(1, 1)], [(1, 1), (2, 2)]]
+    # What is not of requests is there in all three.
+    assert others == {(pid, *what) for pid in counted for what in (("shop", "orders"), ("inferscope", "hw.power"))}
+
+
+def metrics_of(inbox):
+    for request in inbox.metric_requests:
+        for resource in request.resource_metrics:
+            pid = values_of(resource.resource.attributes)["process.pid"]
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    yield pid, scope, metric
 
 
 def test_08_a_long_request_is_a_handful_of_spans(llama, prompt, spans):

@@ -17,7 +17,9 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from request_kinds import every_kind
 
+import inferscope
 from inferscope.sinks.export_metrics import BoundedReader, CountingMetricExporter
 from inferscope.sinks.metric_semconv import REQUEST_METRICS
 from inferscope.sinks.metrics import MetricSink
@@ -40,6 +42,7 @@ def process_spans(resource_spans):
                     start=span.start_time_unix_nano,
                     end=span.end_time_unix_nano,
                     status=span.status.code,
+                    links=[bytes(link.span_id).hex() for link in span.links],
                     attributes={{item.key: value(item.value.value) for item in span.attributes}},
                 )
                 file.write(json.dumps(line) + "\\n")
@@ -163,6 +166,34 @@ def test_an_independent_collector_understands_the_spans(collector, protocol):
     assert root["attributes"]["gen_ai.request.stream"] is False
     assert root["attributes"]["gen_ai.latency.e2e"] == 0.722896
     assert decode["attributes"]["inferscope.bound"] == "memory"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="rotel's wheel is for Linux")
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_an_independent_collector_understands_every_kind_of_request(collector, protocol, llama, prompt, transformers):
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(span_exporter(collector[protocol], protocol, {}, 10.0)))
+    sink = SpanSink(tracer_provider=provider)
+    with inferscope.trace(llama, sinks=[sink]) as session:
+        every_kind(llama, prompt, transformers)
+        records = [result.record for result in session.results]
+    traces = [(sink.span_ids(record.request_id)[0], 1 + len(record.phases)) for record in records]
+    requests = [arrived(collector["file"], trace_id, count) for trace_id, count in traces]
+    provider.shutdown()
+    roots = [request.pop("text_completion") for request in requests]
+    plain = {"prefill", "decode"}
+    assert [requests[index].keys() for index in (0, 1, 3, 5, 6)] == [plain] * 5
+    assert requests[4].keys() == {"draft", "prefill", "verify"}
+    for root, request, record in zip(roots, requests, records, strict=True):
+        assert root["end"] - root["start"] >= record.wall_ns
+        for phase in request.values():
+            assert phase["parent"] == root["span"]
+            assert root["start"] <= phase["start"] <= phase["end"] <= root["end"]
+    assert [root["status"] for root in roots] == [0, 0, 2, 0, 0, 0, 0]
+    assert [root["attributes"]["gen_ai.request.stream"] for root in roots] == [False, True, *[False] * 5]
+    assert roots[2]["attributes"]["error.type"] == "ValueError"
+    assert [root["attributes"]["inferscope.batch_size"] for root in roots] == [1, 1, 1, 2, 1, 1, 1]
+    assert [root["links"] for root in roots] == [*[[]] * 5, [roots[6]["span"]], [roots[5]["span"]]]
 
 
 def metrics_arrived(file, model):

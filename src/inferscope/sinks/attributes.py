@@ -57,8 +57,10 @@ def values(rows: Iterable[Attribute[_Subject]], subject: _Subject) -> dict[str, 
 
 def plain_text(value: object) -> str | None:
     """Text as a trace viewer shows it: bounded, never taken for JSON, None where it is empty."""
-    # A lone surrogate cannot be encoded: it would cost the whole batch.
-    text = str(value)[:_TEXT_LIMIT].encode("utf-8", "replace").decode("utf-8")
+    text = str(value)[:_TEXT_LIMIT]
+    if not text.isascii():
+        # A lone surrogate cannot be encoded: it would cost the whole batch.
+        text = text.encode("utf-8", "replace").decode("utf-8")
     # Jaeger shows a string that starts with a bracket as a JSON tree.
     return f"'{text}'" if text.startswith(("{", "[")) else text or None
 

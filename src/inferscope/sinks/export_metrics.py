@@ -7,6 +7,7 @@ queued and nothing is lost with it.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics.export import (
@@ -15,19 +16,24 @@ from opentelemetry.sdk.metrics.export import (
     MetricsData,
     PeriodicExportingMetricReader,
 )
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from inferscope import losses, notices
+from inferscope.sinks import forks
 from inferscope.sinks.export import EXPORT_TIMEOUT_S, CapturedLog, renew_after_fork
+from inferscope.sinks.metric_semconv import ACTIVE, DROPPED, REQUEST_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import Metric, ResourceMetrics, ScopeMetrics
 
 __all__ = ["BoundedReader", "CountingMetricExporter"]
 
 # What the exporters say of a receiver, such as Jaeger, that has no place for metrics: over gRPC and over HTTP.
 _NOT_TAKEN = ("UNIMPLEMENTED", "code: 404")
+_OF_REQUESTS = frozenset(row.name for row in (*REQUEST_METRICS, ACTIVE, DROPPED))
 
 
 class CountingMetricExporter(MetricExporter):
@@ -36,6 +42,8 @@ class CountingMetricExporter(MetricExporter):
     Attributes:
         exported: Exports that the other exporter delivered.
         failed: Exports that it did not; not where the receiver has no place for metrics at all.
+        own_only: Whether a forked child leaves away what it has inherited of the metrics of requests: where children
+            begin these anew.
     """
 
     def __init__(self, build: Callable[[], MetricExporter], *, target: str) -> None:
@@ -52,6 +60,7 @@ class CountingMetricExporter(MetricExporter):
         self._stale = False
         self.exported = 0
         self.failed = 0
+        self.own_only = False
         self._inner = inner
         self._target = target
         self._said = CapturedLog(inner)
@@ -65,6 +74,10 @@ class CountingMetricExporter(MetricExporter):
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: object) -> MetricExportResult:
         """Send all metrics, or count that they could not be sent."""
         reason = ""
+        if self.own_only and forks.forked():
+            metrics_data = _own(metrics_data)
+            if not metrics_data.resource_metrics:
+                return MetricExportResult.SUCCESS
         with self._said:
             try:
                 if self._stale:
@@ -167,3 +180,26 @@ class BoundedReader(PeriodicExportingMetricReader):
     def after_fork(self) -> None:
         """In a forked child: an export that the parent was in is nobody's. The SDK starts the thread anew."""
         self._export_lock = threading.Lock()
+
+
+def _own(data: MetricsData) -> MetricsData:
+    """The metrics without those that a forked child has of its parent."""
+    resources = [_own_of(resource) for resource in data.resource_metrics]
+    return MetricsData([resource for resource in resources if resource.scope_metrics])
+
+
+def _own_of(resource: ResourceMetrics) -> ResourceMetrics:
+    scopes: list[ScopeMetrics] = []
+    ours: list[Metric] = []
+    place: ScopeMetrics | None = None
+    for scope in resource.scope_metrics:
+        if scope.scope.name == forks.SCOPE:
+            place, own = scope, forks.is_own(scope.scope.attributes)
+            ours += [metric for metric in scope.metrics if own or metric.name not in _OF_REQUESTS]
+        else:
+            scopes.append(scope)
+    if place is not None and ours:
+        # What tells a child's scope from its parent's is of no use to a receiver: the resource says which process.
+        plain = InstrumentationScope(place.scope.name, place.scope.version, place.scope.schema_url)
+        scopes.append(replace(place, scope=plain, metrics=ours))
+    return replace(resource, scope_metrics=scopes)

@@ -2,18 +2,73 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from inferscope import notices
+from inferscope.sinks.attributes import Attribute, values
+from inferscope.sinks.readers import get, seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from inferscope.analysis.verdict import Result
 
-__all__ = ["LogSink", "SpanIndex"]
+__all__ = ["EVENT", "REQUEST_EVENT", "LogSink", "LoggedRequest", "SpanIndex"]
 
 EVENT = "inferscope.request"
 # Somebody wanted the request to end: nothing has failed.
 _CANCELLATIONS = frozenset({"cancelled", "CancelledError", "GeneratorExit", "KeyboardInterrupt", "SystemExit"})
+_PHASES = ("encode", "prefill", "decode", "verify", "draft", "mixed", "unknown")
+
+
+class LoggedRequest(NamedTuple):
+    """What the fields of an event are read from.
+
+    Attributes:
+        result: The request.
+        trace_id: Of its span; None where it has none.
+        span_id: Of its span.
+    """
+
+    result: Result
+    trace_id: str | None = None
+    span_id: str | None = None
+
+
+def _bound(phase: str) -> Attribute[LoggedRequest]:
+    def read(subject: LoggedRequest) -> str | None:
+        verdict = subject.result.diagnosis.phase(phase)
+        return None if verdict is None else verdict.bound
+
+    return Attribute(f"{phase}_bound", "string", "", f"What holds the phase `{phase}` back, as on its span.", read)
+
+
+def _finding(subject: LoggedRequest) -> str | None:
+    return subject.result.findings[0].code if subject.result.findings else None
+
+
+def _of(field: str) -> Callable[[LoggedRequest], object]:
+    return get(f"result.record.{field}")
+
+
+REQUEST_EVENT: tuple[Attribute[LoggedRequest], ...] = (
+    Attribute("model", "string", "", "The model's name.", _of("model.name")),
+    Attribute("status", "string", "", "`ok` or `aborted`.", _of("status")),
+    Attribute("error_type", "string", "", "Class of the exception that left `generate`.", _of("error_type")),
+    Attribute("wall_s", "double", "s", "Wall of `generate`.", seconds("result.record.wall_ns")),
+    Attribute(
+        "ttft_s", "double", "s", "Entry of `generate` to the first token selected.", seconds("result.record.ttft_ns")
+    ),
+    Attribute("tpot_s", "double", "s", "(wall - TTFT) / (n - 1), n new tokens each.", seconds("result.record.tpot_ns")),
+    Attribute("input_tokens", "int", "{token}", "Prompt tokens over the batch, padding excluded.", _of("input_tokens")),
+    Attribute("output_tokens", "int", "{token}", "New tokens over the batch, padding excluded.", _of("output_tokens")),
+    *(_bound(phase) for phase in _PHASES),
+    Attribute("finding", "string", "", "Code of the finding that would save most.", _finding),
+    Attribute("request_id", "string", "", "16 hexadecimal digits, as on its span.", _of("request_id")),
+    Attribute("trace_id", "string", "", "32 hexadecimal digits, where the request has a span.", get("trace_id")),
+    Attribute("span_id", "string", "", "16 hexadecimal digits, where the request has a span.", get("span_id")),
+)
+"""The fields of the event of a request, beside structlog's own."""
 
 
 @runtime_checkable
@@ -43,26 +98,10 @@ class LogSink:
 
     def __call__(self, result: Result) -> None:
         """Log one request."""
-        known = {key: value for key, value in self._facts(result).items() if value is not None}
+        request_id = result.record.request_id
+        trace_id, span_id = (self.spans and self.spans.span_ids(request_id)) or (None, None)
+        known = values(REQUEST_EVENT, LoggedRequest(result, trace_id, span_id))
         getattr(notices.logger(), _level(result))(EVENT, **known)
-
-    def _facts(self, result: Result) -> dict[str, object]:
-        record = result.record
-        trace_id, span_id = (self.spans and self.spans.span_ids(record.request_id)) or (None, None)
-        facts: dict[str, object] = {
-            "model": record.model.name,
-            "status": record.status,
-            "error_type": record.error_type,
-            "wall_s": record.wall_ns / 1e9,
-            "ttft_s": None if record.ttft_ns is None else record.ttft_ns / 1e9,
-            "tpot_s": None if record.tpot_ns is None else record.tpot_ns / 1e9,
-            "input_tokens": record.input_tokens,
-            "output_tokens": record.output_tokens,
-        }
-        facts.update({f"{phase.name}_bound": phase.bound for phase in result.diagnosis.phases})
-        facts["finding"] = result.findings[0].code if result.findings else None
-        facts.update(request_id=record.request_id, trace_id=trace_id, span_id=span_id)
-        return facts
 
 
 def _level(result: Result) -> str:

@@ -19,6 +19,7 @@ from opentelemetry.metrics import NoOpMeterProvider, Observation
 from opentelemetry.metrics._internal import _ProxyMeterProvider
 
 from inferscope import losses, notices
+from inferscope.sinks import forks
 from inferscope.sinks.attributes import plain_text
 from inferscope.sinks.metric_semconv import ACTIVE, DROPPED, REQUEST_METRICS
 
@@ -39,7 +40,9 @@ MAX_ERRORS = 32
 """Classes of exceptions that do; further ones are `_OTHER`."""
 _SUPPRESSION_KEYS = (_SUPPRESS_INSTRUMENTATION_KEY, "suppress_language_model_instrumentation")
 _DEAF = (_ProxyMeterProvider, NoOpMeterProvider)
-_Sums = dict[tuple[tuple[str, str], ...], float]
+_Key = tuple[tuple[str, str], ...]
+# By what all points of a request share and by what is a point's own: the first is made once for some forty of them.
+_Sums = dict[tuple[_Key, _Key], float]
 _SUPPRESSED = "suppressed"
 _ELSEWHERE = "counted by the sink of another session"
 
@@ -155,7 +158,9 @@ class _Instruments:
     """One set of instruments on one provider, shared by all sinks that report there."""
 
     def __init__(self, provider: MeterProvider) -> None:
-        meter = metrics.get_meter("inferscope", version("inferscope"), provider)
+        own = forks.scope_attributes() if forks.begins_anew(provider) else None
+        meter = metrics.get_meter(forks.SCOPE, version("inferscope"), provider, attributes=own)
+        self._retired = False
         self._models = _Capped(MAX_MODELS, "other")
         self._errors = _Capped(MAX_ERRORS, "_OTHER")
         self._active: dict[str, str] = {}
@@ -173,7 +178,7 @@ class _Instruments:
             ACTIVE.name, [self._observe_active], unit=ACTIVE.unit, description=ACTIVE.meaning
         )
         meter.create_observable_counter(
-            DROPPED.name, [_observe_dropped], unit=DROPPED.unit, description=DROPPED.meaning
+            DROPPED.name, [self._observe_dropped], unit=DROPPED.unit, description=DROPPED.meaning
         )
 
     def enter(self, request_id: str, model_name: str) -> bool:
@@ -197,6 +202,10 @@ class _Instruments:
         self._models.after_fork()
         self._errors.after_fork()
 
+    def retire(self) -> None:
+        """Tell nothing any more: instruments cannot be taken off a provider, and others take their place."""
+        self._retired = True
+
     def add(self, result: Result, operation: str, spans: PhaseSpans | None) -> None:
         base = {
             "gen_ai.operation.name": operation,
@@ -207,34 +216,52 @@ class _Instruments:
         for row, record in self._histograms:
             for point in _points(row, result):
                 record(point.value, self._attributes(base, point), places.context(point.span))
-        for row in self._counters:
-            # A residual may be below zero, and counters only grow.
-            points = [point for point in _points(row, result) if row.kind == "gauge" or point.value >= 0]
-            keys = [tuple(self._attributes(base, point).items()) for point in points]
-            with self._lock:
+        common = tuple(base.items())
+        found = [(row, self._told(row, result)) for row in self._counters]
+        with self._lock:
+            for row, points in found:
                 sums = self._sums[row.name]
-                for key, point in zip(keys, points, strict=True):
-                    sums[key] = point.value + (sums.get(key, 0) if row.kind == "counter" else 0)
+                for own, value in points:
+                    key = (common, own)
+                    sums[key] = value + (sums.get(key, 0) if row.kind == "counter" else 0)
+
+    def _told(self, row: RequestMetric, result: Result) -> list[tuple[_Key, float]]:
+        # A residual may be below zero, and counters only grow.
+        return [
+            (tuple(self._capped(point.attributes).items()), point.value)
+            for point in _points(row, result)
+            if point.value >= 0 or row.kind == "gauge"
+        ]
 
     def _observe_sums(self, name: str) -> Callable[[CallbackOptions], list[Observation]]:
         def observe(_options: CallbackOptions) -> list[Observation]:
+            if self._retired:
+                return []
             with self._lock:
                 sums = list(self._sums[name].items())
-            return [Observation(value, dict(key)) for key, value in sums]
+            return [Observation(value, dict(common + own)) for (common, own), value in sums]
 
         return observe
 
     def _attributes(self, base: dict[str, str], point: Point) -> dict[str, str]:
-        attributes = {**base, **point.attributes}
-        if "error.type" in attributes:
-            attributes["error.type"] = self._errors.name(attributes["error.type"])
-        return attributes
+        return {**base, **self._capped(point.attributes)} if point.attributes else base
+
+    def _capped(self, attributes: dict[str, str]) -> dict[str, str]:
+        error = attributes.get("error.type")
+        return attributes if error is None else {**attributes, "error.type": self._errors.name(error)}
 
     def _observe_active(self, _options: CallbackOptions) -> list[Observation]:
+        if self._retired:
+            return []
         with self._lock:
             running, seen = Counter(self._active.values()), sorted(self._seen)
         # A model that was active and is not any more is told as 0: otherwise the last value would stand.
         return [Observation(running[name], {"gen_ai.request.model": name}) for name in seen]
+
+    def _observe_dropped(self, _options: CallbackOptions) -> list[Observation]:
+        if self._retired:
+            return []
+        return [Observation(number, {"inferscope.kind": kind}) for kind, number in losses.totals().items()]
 
 
 class _Places:
@@ -292,10 +319,6 @@ def _recorder(meter: Meter, row: RequestMetric) -> Callable[[float, dict[str, st
         return meter.create_histogram(row.name, **told).record
 
 
-def _observe_dropped(_options: CallbackOptions) -> Iterable[Observation]:
-    return [Observation(number, {"inferscope.kind": kind}) for kind, number in losses.totals().items()]
-
-
 def _suppresses(context: object) -> bool:
     return isinstance(context, Context) and any(get_value(key, context) for key in _SUPPRESSION_KEYS)
 
@@ -331,8 +354,13 @@ def _made(provider: MeterProvider) -> _Instruments | None:
 def _after_fork_in_child() -> None:
     global _lock  # noqa: PLW0603 - a lock is replaced, not shared
     _lock = threading.Lock()
-    for instruments in list(_by_provider.values()):
-        if instruments is not None:
+    for provider, instruments in list(_by_provider.items()):
+        if instruments is None:
+            continue
+        if forks.begins_anew(provider):
+            instruments.retire()
+            del _by_provider[provider]
+        else:
             instruments.after_fork()
 
 

@@ -86,14 +86,17 @@ class PhaseSubject:
 
 def get(path: str) -> Callable[[Any], object]:
     """Reader of a dotted path; None where something on the way is None."""
-    steps = tuple(attrgetter(name) for name in path.split("."))
+    first, *rest = (attrgetter(name) for name in path.split("."))
+    if not rest:
+        return first
 
     def read(subject: object) -> object:
-        for step in steps:
-            if subject is None:
+        found: object = first(subject)
+        for step in rest:
+            if found is None:
                 return None
-            subject = step(subject)
-        return subject
+            found = step(found)
+        return found
 
     return read
 

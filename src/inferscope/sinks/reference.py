@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inferscope.sinks.hardware_semconv import hardware_markdown
+from inferscope.sinks.log import EVENT, REQUEST_EVENT
 from inferscope.sinks.metric_semconv import metrics_markdown
 from inferscope.sinks.metrics import MAX_ERRORS, MAX_MODELS
 from inferscope.sinks.semconv import (
@@ -36,7 +37,14 @@ def reference_markdown() -> str:
         parts += [f"| `{row.name}` | {row.type} | {row.unit} | {row.meaning} |" for row in rows]
         parts.append("")
     parts += [metrics_markdown(MAX_MODELS, MAX_ERRORS), "", hardware_markdown(), ""]
-    parts += ["## The resource\n", f"{_RESOURCE_LEAD}\n", "| attribute | type | meaning |", "|---|---|---|"]
+    parts += [
+        f"## The log event `{EVENT}`\n",
+        f"{_LOG_LEAD}\n",
+        "| field | type | unit | meaning |",
+        "|---|---|---|---|",
+    ]
+    parts += [f"| `{row.name}` | {row.type} | {row.unit} | {row.meaning} |" for row in REQUEST_EVENT]
+    parts += ["", "## The resource\n", f"{_RESOURCE_LEAD}\n", "| attribute | type | meaning |", "|---|---|---|"]
     parts += [f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in RESOURCE]
     return "\n".join(parts) + "\n"
 
@@ -72,6 +80,11 @@ _EVENT_LEAD = "At most three per phase, slowest first, at the moment the pass be
 _PASS_LEAD = (
     f'Only with `detail="passes"` (`INFERSCOPE_DETAIL`), for a look at single requests: the first {MAX_PASS_SPANS} '
     "passes of a request, below their phase. `inferscope.passes.cut` of the phase says how many have none."
+)
+_LOG_LEAD = (
+    'One per request, through structlog, where `"log"` is among the sinks. Level `error` where an exception ended the '
+    "request, `warning` where it was cancelled or a finding warns, `info` otherwise. inferscope's own warnings are in "
+    "[messages](messages.md)."
 )
 _RESOURCE_LEAD = (
     "Set where `inferscope.setup` made the tracer provider; where the application brought its own, the resource is "

@@ -117,7 +117,7 @@ REQUEST_START: tuple[Attribute[AskedSubject], ...] = (
 """Given to `start_span`, where samplers see them."""
 
 CONTENDER: tuple[Attribute[Contender], ...] = (
-    Attribute("inferscope.request_id", "string", "", "The other request.", get("request_id")),
+    Attribute("inferscope.request.id", "string", "", "The other request, as on its own span.", get("request_id")),
     Attribute(
         "inferscope.contended", "double", "s", "Time that the other took from this request.",
         seconds("overlap_ns"),

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from inferscope import notices
 from inferscope.errors import SettingError
+from inferscope.sinks import forks
 from inferscope.sinks.export import SHUTDOWN_TIMEOUT_S, BoundedProcessor, CountingExporter
 from inferscope.sinks.export_metrics import BoundedReader, CountingMetricExporter
 from inferscope.sinks.otlp_file import OtlpFileExporter
@@ -208,12 +209,15 @@ def _meters(
         reader = BoundedReader(exporter, every_s=every_s)
         provider = MeterProvider(metric_readers=[reader], resource=resource, shutdown_on_exit=False)
         _own(provider)
+        forks.begin_anew(provider)
+        exporter.own_only = True
         metrics.set_meter_provider(provider)
         return provider, reader, exporter
     add = getattr(present, "add_metric_reader", None)  # OpenTelemetry's SDK has it since 2026
     _say_kept(present, "meter", "meter-provider-already-set", takes=add is not None)
     if add is None:
         return present, None, exporter
+    exporter.own_only = forks.begins_anew(present)
     reader = BoundedReader(exporter, every_s=every_s)
     add(reader)
     return present, reader, exporter

@@ -65,7 +65,8 @@ def test_delivered_spans_are_counted(spans, said):
 
 @pytest.mark.parametrize(("fate", "reason"), [("fails", "code: 413"), ("raises", "ConnectionError: no route")])
 def test_failures_are_counted_and_said_once_with_their_reason(spans, said, fate, reason):
-    exporter = CountingExporter(Outlet(fate), target="collector:4317")
+    outlet = Outlet(fate)
+    exporter = CountingExporter(outlet, target="collector:4317")
     for _ in range(3):
         assert exporter.export(spans(2)) is SpanExportResult.FAILURE
     assert (exporter.exported, exporter.dropped) == (0, 6)
@@ -73,6 +74,9 @@ def test_failures_are_counted_and_said_once_with_their_reason(spans, said, fate,
     assert text.count("export-failed") == 1
     assert reason in text
     assert "collector:4317" in text
+    outlet.fate = "ok"
+    assert exporter.export(spans(2)) is SpanExportResult.SUCCESS
+    assert (exporter.exported, exporter.dropped, said()) == (2, 6, "")
 
 
 def test_the_sdks_own_lines_are_taken_over_only_during_the_call(spans, said, caplog):
@@ -115,8 +119,12 @@ def test_a_full_queue_refuses_and_counts_while_the_host_goes_on(spans, said):
     assert exporter.dropped == 3000 - 2048
     assert exporter.exported == 0
     outlet.gate.set()
-    processor.shutdown()
+    assert processor.force_flush()
     assert (exporter.exported, exporter.dropped) == (2048, 952)
+    for span in spans(2048):
+        processor.on_end(span)  # there is room again, for as many as before
+    processor.shutdown()
+    assert (exporter.exported, exporter.dropped) == (4096, 952)
     assert said().count("the queue is full") == 1
 
 

@@ -3,14 +3,18 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import structlog
+from opentelemetry.sdk.trace import TracerProvider
 from structlog.testing import LogCapture
 
-from inferscope.sinks.log import LogSink
+from inferscope.sinks.log import EVENT, REQUEST_EVENT, LogSink
 from inferscope.sinks.spans import SpanSink
 from inferscope.testing import make_record, make_result
+
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "telemetry.md"
 
 
 @pytest.fixture
@@ -46,6 +50,22 @@ def test_one_event_says_what_matters(events):
     ]
 
 
+def test_the_fields_are_those_of_the_table_and_the_page_has_each(events):
+    provider = TracerProvider(shutdown_on_exit=False)
+    spans = SpanSink(tracer_provider=provider)
+    result = make_result(record=make_record(status="aborted", error_type="ValueError"))
+    spans(result)
+    LogSink(spans=spans)(result)
+    (event,) = events
+    kinds = {"string": str, "int": int, "double": float}
+    types = {row.name: kinds[row.type] for row in REQUEST_EVENT}
+    sent = {name: type(value) for name, value in event.items() if name not in {"event", "log_level"}}
+    assert sent == {name: types[name] for name in sent}
+    assert all(name.endswith("_bound") for name in types.keys() - sent.keys())  # of phases that there were not
+    section = PAGE.read_text(encoding="utf-8").partition(f"## The log event `{EVENT}`")[2].partition("\n## ")[0]
+    assert [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")] == list(types)
+
+
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "CancelledError", "GeneratorExit", "cancelled"])
 def test_a_cancelled_request_is_a_warning(events, error):
     LogSink()(make_result(record=make_record(status="aborted", error_type=error)))
@@ -68,8 +88,6 @@ def test_a_finding_that_warns_makes_a_warning(events):
 
 @pytest.mark.parametrize("renderer", [structlog.processors.JSONRenderer(), structlog.dev.ConsoleRenderer(colors=False)])
 def test_a_request_is_one_line_for_people_or_machines_as_configured(renderer, capsys):
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-
     spans = SpanSink(tracer_provider=TracerProvider(shutdown_on_exit=False))
     spans(make_result())
     before = structlog.get_config(), structlog.is_configured()
@@ -111,8 +129,6 @@ def test_what_is_unknown_is_left_out(events):
 
 
 def test_the_event_carries_the_ids_of_its_span(events):
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-
     spans = SpanSink(tracer_provider=TracerProvider())
     spans(make_result())
     log = LogSink(spans=spans)
