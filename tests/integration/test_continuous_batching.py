@@ -88,8 +88,9 @@ class Server:
 
     @property
     def finished(self):
-        """By id: tokens, or the error."""
-        return {out.request_id: out.error or out.generated_tokens for out in self.outputs if out.is_finished()}
+        """By id: tokens, or the error. What has failed is not finished to transformers 5.10."""
+        ended = [out for out in self.outputs if out.error or out.is_finished()]
+        return {out.request_id: out.error or out.generated_tokens for out in ended}
 
 
 def served(model, transformers, prompts, *, generation=None, each=None, **config):
@@ -427,7 +428,8 @@ def test_a_manager_whose_loop_cannot_begin(llama, transformers, prompts, monkeyp
         monkeypatch.setattr(batching, "PagedAttentionCache", broken)
         server.manager.add_request(prompts[0])
         server.manager.start()
-        server.wait(1)
+        if "OLDER_TRANSFORMERS" not in os.environ:  # before, nobody was told that it will never be served
+            server.wait(1)
         server.manager._generation_thread.join(10)
     assert (session.last.record.status, session.last.record.error_type) == ("aborted", "_BrokenError")
 
@@ -562,13 +564,19 @@ def test_many_clients_lose_double_and_cross_nothing(llama, transformers):
 
 
 def test_generate_beside_the_loop_has_its_own_record(llama, transformers, prompts, prompt):
+    def together():
+        with Server(llama, transformers) as server:
+            server.manager.add_request(prompts[2], max_new_tokens=50)
+            server.manager.start()
+            tokens = llama.generate(prompt, max_new_tokens=8)
+            server.wait(1)
+        return tokens
+
     alone = llama.generate(prompt, max_new_tokens=8)
-    with inferscope.trace(llama, sinks=()) as session, Server(llama, transformers) as server:
-        server.manager.add_request(prompts[2], max_new_tokens=50)
-        server.manager.start()
-        together = llama.generate(prompt, max_new_tokens=8)
-        server.wait(1)
-    assert torch.equal(alone, together)
+    if "OLDER_TRANSFORMERS" in os.environ and not torch.equal(alone, together()):
+        pytest.skip(f"transformers {transformers.__version__} cannot do this itself: other tokens beside a loop")
+    with inferscope.trace(llama, sinks=()) as session:
+        assert torch.equal(alone, together())
     kinds = sorted((result.record.input_tokens, result.record.ttft_method) for result in session.results)
     assert kinds == [(9, "stop_check"), (20, "update")]
     assert all(result.record.ledger.total_ns == result.record.wall_ns for result in session.results)

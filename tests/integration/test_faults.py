@@ -6,6 +6,7 @@ The list is not written down: a request is watched with `sys.setprofile`, so tha
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import time
 
@@ -14,6 +15,7 @@ import torch
 from strikes import KNOWN_SLUGS, STRIKES, failures, forget, ours, unguarded
 
 import inferscope
+from inferscope.capture import registry
 
 
 class Streamer:
@@ -101,6 +103,63 @@ def test_a_clock_that_fails_at_any_reading(llama, prompt, monkeypatch, notices_r
             assert session.wait(30), nth
         said = capfd.readouterr().err
         assert all(said.count(f"slug='{slug}'") <= 1 for slug in KNOWN_SLUGS), nth
+
+
+class Chance:
+    """Draws these, over and over."""
+
+    def __init__(self, *draws):
+        self.draws = itertools.cycle(draws)
+
+    def random(self):
+        return next(self.draws)
+
+
+# Of a share of 0.8: observed and compared, left out and compared, left out.
+TURNS = (0.1, 0.9, 0.1, 0.9, 0.9)
+
+
+@pytest.fixture
+def sampled(llama, prompt, monkeypatch):
+    """Requests that chance decides about, while a hand-written loop is open."""
+    monkeypatch.setenv("INFERSCOPE_SAMPLE_RATE", "0.8")
+
+    def run():
+        monkeypatch.setattr(registry, "_CHANCE", Chance(*TURNS))
+        seen = [llama.generate(prompt, max_new_tokens=2).tolist() for _ in range(3)]
+        monkeypatch.setattr(registry, "_CHANCE", Chance(0.1, 0.9, 0.9))
+        with torch.no_grad():
+            seen.append(llama(prompt).logits.tolist())
+        seen.append(llama.generate(prompt, max_new_tokens=2).tolist())
+        return seen
+
+    return run
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="code objects tell their qualified name from 3.11 on")
+def test_no_fault_around_chance_reaches_the_user(llama, prompt, sampled, monkeypatch, notices_reset, capfd):
+    expected = sampled()
+    with inferscope.trace(llama, sinks=(), sample_rate=1):
+        known = set(ours(lambda: llama.generate(prompt, max_new_tokens=2)))
+    with inferscope.trace(llama, sinks=()) as session:
+        functions = ours(sampled)
+        assert len(session.results) == 2  # one `generate` and one loop
+    inside = unguarded(sorted(set(functions) - known))
+    assert {"Loops.pause_here", "Loops.open_here", "note", "Arms.add"} <= {name for _, name in inside}
+    inside.append(("inferscope.capture.registry", "Observed.draw"))
+    assert not failures(inside, sampled, expected, [llama], monkeypatch, capfd)
+
+
+@pytest.mark.parametrize("kind", STRIKES)
+def test_a_clock_that_fails_while_requests_are_compared(sampled, llama, monkeypatch, notices_reset, capfd, kind):
+    expected = sampled()
+    monkeypatch.setenv("INFERSCOPE_RAISE", "0")
+    for nth in range(1, 20):
+        forget(capfd)
+        monkeypatch.setattr("inferscope.capture.borders._CLOCK", FailingClock(nth, STRIKES[kind]))
+        with inferscope.trace(llama, sinks=()) as session:
+            assert sampled() == expected, nth
+            assert session.wait(30), nth
 
 
 @pytest.mark.parametrize("strike", [RuntimeError("sink"), MemoryError("sink"), 0.05])

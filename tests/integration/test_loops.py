@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import inferscope
+from inferscope.capture import registry
 
 pytestmark = pytest.mark.capture
 
@@ -172,6 +174,20 @@ def test_an_unsampled_loop_leaves_nothing(llama, prompt, loop):
     with inferscope.trace(llama, sinks=(), sample_rate=0) as session:
         loop(llama, prompt, 4)
     assert session.last is None
+
+
+@torch.no_grad()
+def test_a_generate_that_is_left_out_is_no_part_of_an_open_loop(llama, prompt, loop, monkeypatch):
+    draws = iter((0.1, 0.9, 0.9))  # the loop is observed; `generate` is not, and not compared either
+    monkeypatch.setattr(registry, "_CHANCE", SimpleNamespace(random=draws.__next__))
+    with inferscope.trace(llama, sinks=(), detail="passes", sample_rate=0.5) as session:
+        with torch.no_grad():
+            first = llama(prompt, use_cache=True)
+        llama.generate(prompt, max_new_tokens=4)
+        llama(first.logits[:, -1:].argmax(-1), past_key_values=first.past_key_values)
+    assert next(draws, None) is None
+    (result,) = session.results
+    assert names(result.record) == [("prefill", 9, 0, 1), ("decode", 1, 9, 1)]
 
 
 def test_several_calls_in_one_request_do_not_claim_to_know_how_many_tokens_came(llama, prompt):

@@ -52,6 +52,22 @@ class _Opened(NamedTuple):
     inner_prompt_len: int | None = None
 
 
+class _Lot(NamedTuple):
+    """What is to be done about a call of `generate`.
+
+    Attributes:
+        observed: The model, where it is in the registry.
+        taken: Who observes the call.
+        odds: Of the arm that its time goes to; empty for neither.
+        began_ns: Clock reading, where its time goes to an arm.
+    """
+
+    observed: Observed | None
+    taken: tuple[Receiver, ...]
+    odds: tuple[float, ...] = ()
+    began_ns: int = 0
+
+
 def around_generate(
     wrapped: Callable[..., Any], instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - whatever generate returns
@@ -59,15 +75,13 @@ def around_generate(
     lot = _lot(instance)
     if lot is None:
         return wrapped(*args, **kwargs)
-    observed, drawn, odds = lot
-    began_ns = _CLOCK.now_ns() if odds else 0
-    opened, given = _open(instance, observed, drawn, args, kwargs)
-    result = _generated(opened, wrapped, args, given)
+    opened, given = _open(instance, lot.observed, lot.taken, args, kwargs)
+    result = _generated(opened, lot.observed, wrapped, args, given)
     # Observed, or left out by chance; what somebody refused for a reason is in neither arm.
-    if odds and (opened is not None or not drawn):
-        wall_ns = _CLOCK.now_ns() - began_ns
+    if lot.odds and (opened is not None or not lot.taken):
         try:
-            arms.note(instance, args, kwargs, result, wall_ns, odds=odds, observed=opened is not None)
+            wall_ns = _CLOCK.now_ns() - lot.began_ns
+            arms.note(instance, args, kwargs, result, wall_ns, odds=lot.odds, observed=opened is not None)
         except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
             notices.fault("capture-failed", error)
     return result
@@ -79,8 +93,8 @@ def _inside() -> bool:
     return parent is not None and not parent.request.in_put and parent.thread == threading.get_ident()
 
 
-def _lot(instance: torch.nn.Module) -> tuple[Observed | None, tuple[Receiver, ...], tuple[float, ...]] | None:
-    """The model, who observes the call that begins, and the odds of its arm; None where nothing is to be done.
+def _lot(instance: torch.nn.Module) -> _Lot | None:
+    """What is to be done about the call that begins; None where nothing is.
 
     Of a fault of ours nobody observes the call.
     """
@@ -89,22 +103,27 @@ def _lot(instance: torch.nn.Module) -> tuple[Observed | None, tuple[Receiver, ..
             admit(instance)
         observed = REGISTRY.get(instance)
         if _current() is not None:
-            return observed, () if observed is None else observed.draw(observed.receivers).taken, ()
+            return _Lot(observed, () if observed is None else observed.draw(observed.receivers).taken)
         if observed is None:
             return None
-        draw = observed.draw(observed.receivers)
-        lot = observed, draw.taken, draw.odds  # looked at within the guard
+        taken, odds = observed.draw(observed.receivers)
+        if not taken and not odds and not observed.loops.open_here():
+            return None
+        return _Lot(observed, taken, odds, _CLOCK.now_ns() if odds else 0)
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         notices.fault("capture-failed", error)
-        return None, (), ()
-    return lot if lot[1] or lot[2] else None
+        return _Lot(None, ())
 
 
 def _generated(
-    opened: _Opened | None, wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    opened: _Opened | None,
+    observed: Observed | None,
+    wrapped: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:  # noqa: ANN401 - whatever generate returns
     if opened is None and _current() is None:
-        return wrapped(*args, **kwargs)
+        return wrapped(*args, **kwargs) if observed is None else _left_out(observed, wrapped, args, kwargs)
     # Of a model that nobody observes, neither the passes nor the stop checks are those of the request it runs in.
     token = CURRENT.set(None if opened is None else opened.frame)
     result, error_type = None, None
@@ -118,6 +137,20 @@ def _generated(
         if opened is not None:
             _close(opened, result, error_type)
     return result
+
+
+def _left_out(observed: Observed, wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever generate returns
+    """Run a `generate` that nobody records: its forwards are no part of a loop that this thread is in."""
+    paused = None
+    try:
+        paused = observed.loops.pause_here()
+    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
+        notices.fault("capture-failed", error)
+    try:
+        return wrapped(*args, **kwargs)
+    finally:
+        if isinstance(paused, Request):
+            paused.in_pass = 0
 
 
 def _open(

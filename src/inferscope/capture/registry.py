@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from random import random
+from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from inferscope import notices
@@ -31,6 +31,8 @@ COMPARED_AT_MOST = 1 / 4
 """Share of the requests left out by chance that are timed beside the observed ones."""
 LOCK_WAIT_S = 1.0
 """How long an import waits for others who attach or detach."""
+_CHANCE = Random()  # noqa: S311 - a sample, no secret
+"""Our own: the application may have seeded Python's, and what it draws there is not to depend on us."""
 
 
 class Admits(Protocol):
@@ -97,16 +99,14 @@ class Observed:
         """Who observes the request that begins now: of those that want a share of them, chance decides."""
         shares = tuple(each.observed_share for each in receivers)
         taken = tuple(
-            each
-            for each, share in zip(receivers, shares, strict=True)
-            if share >= 1 or random() < share  # noqa: S311 - a sample, no secret
+            each for each, share in zip(receivers, shares, strict=True) if share >= 1 or _CHANCE.random() < share
         )
         most = max(shares, default=0.0)
         if not 0 < most < 1:
             return Draw(taken, ())
         # About as many are compared as are observed, and no more than few: being left out is to cost nothing.
         share = min(most / (1 - most), COMPARED_AT_MOST)
-        return Draw(taken, shares if taken or random() < share else ())  # noqa: S311 - as above
+        return Draw(taken, shares if taken or _CHANCE.random() < share else ())
 
 
 REGISTRY: weakref.WeakKeyDictionary[object, Observed] = weakref.WeakKeyDictionary()
@@ -125,8 +125,9 @@ def admit(instance: Any) -> None:  # noqa: ANN401 - a model
 
 
 def after_fork() -> None:
-    """In a forked child: the parent's lock is nobody's, and its loops are not ours to finish."""
+    """In a forked child: the parent's lock is nobody's, and its loops are not ours to finish, nor its chance ours."""
     global LOCK  # noqa: PLW0603 - a lock is replaced, not shared
     LOCK = threading.RLock()
+    _CHANCE.seed()
     for observed in list(REGISTRY.values()):
         observed.loops.forget()

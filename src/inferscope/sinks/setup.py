@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from opentelemetry.metrics._internal import _ProxyMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from inferscope import notices
 from inferscope.errors import SettingError
@@ -33,6 +35,16 @@ __all__ = ["Providers", "setup"]
 
 _OURS: weakref.WeakSet[object] = weakref.WeakSet()
 """Providers that `setup` has made: another call adds to them without a word."""
+
+
+class _Ids(RandomIdGenerator):
+    """Random ids, for which no number is drawn that the application, having seeded Python's, counts on."""
+
+    def generate_span_id(self) -> int:
+        return secrets.randbits(64) or 1  # zero is no id
+
+    def generate_trace_id(self) -> int:
+        return secrets.randbits(128) or 1
 
 
 class Providers:
@@ -194,7 +206,7 @@ def _tracer_provider(resource: Resource) -> trace.TracerProvider:
         _say_kept(present, "tracer", "provider-already-set", takes=hasattr(present, "add_span_processor"))
         return present
     # Its own hook at the end of the process could wait for half a minute; `Providers` has a bounded one.
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource, id_generator=_Ids(), shutdown_on_exit=False)
     _own(provider)
     trace.set_tracer_provider(provider)
     return provider

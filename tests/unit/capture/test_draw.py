@@ -26,7 +26,7 @@ def drawn(*shares):
 
 @pytest.fixture(autouse=True)
 def _same_chance_each_time(monkeypatch):
-    monkeypatch.setattr(registry, "random", random.Random(7).random)
+    monkeypatch.setattr(registry, "_CHANCE", random.Random(7))
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,16 @@ def test_each_receiver_has_its_own_chance():
     draws = [Observed.draw((rare, often)) for _ in range(DRAWS)]
     assert sum(rare in draw.taken for draw in draws) / DRAWS == pytest.approx(0.1, abs=0.01)
     assert sum(often in draw.taken for draw in draws) / DRAWS == pytest.approx(0.9, abs=0.01)
+
+
+def test_the_applications_own_random_numbers_are_left_alone():
+    random.seed(5)
+    before = random.getstate()
+    drawn(0.5)
+    assert random.getstate() == before
+
+
+def test_a_forked_worker_has_a_chance_of_its_own():
+    before = registry._CHANCE.getstate()
+    registry.after_fork()
+    assert registry._CHANCE.getstate() != before
