@@ -266,6 +266,34 @@ def test_a_traced_model_can_be_freed(transformers):
     assert gone() is None
 
 
+def test_requests_of_a_model_that_was_freed_meanwhile_are_of_that_model(transformers):
+    """A script's `main` is over, and its model gone, while the first of its requests is still worked on."""
+    held, results = threading.Event(), []
+
+    def slow(result):
+        assert held.wait(120)
+        results.append(result)
+
+    config = transformers.LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=50
+    )
+    model = transformers.LlamaForCausalLM(config)
+    with inferscope.trace(model, sinks=(slow,)) as session:
+        for _ in range(2):
+            model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    held.set()
+    session.wait()
+    first, second = (result.record for result in results)
+    assert first.model.cost is not None
+    assert second.model == first.model
+    assert not any("was freed" in note for note in first.notes)
+    assert any("was freed before this result" in note for note in second.notes)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
