@@ -36,8 +36,9 @@ FREED = (
 class KnownModels:
     """Descriptions and operator costs of the models seen, kept while they live, and the last of them a little longer.
 
-    A program that makes its model in a function is over, and the model gone, while the first of its requests is still
-    being described: the others were of the same model.
+    A program that makes its model in a function is over, and would drop the model, before the background thread has
+    looked at its first request. That one keeps the model until it is described; those that come after it do not, and
+    may be worked off when the model is gone: they were of the same one.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,26 @@ class KnownModels:
         self._specs: weakref.WeakKeyDictionary[Any, tuple[object, ModelSpec]] = weakref.WeakKeyDictionary()
         self._costs: dict[str, tuple[CostTerms | None, str]] = {}
         self._last: deque[tuple[weakref.ref[Any], ModelSpec]] = deque(maxlen=KEPT_AFTER)
+        self._held: dict[int, Any] = {}
+
+    def hold(self, raw: Finished) -> None:
+        """Keep a model that is not known yet until its first request is described or let go of.
+
+        Args:
+            raw: A request that has just ended. Called on the thread that generated; takes a microsecond.
+        """
+        module = raw.module()
+        if module is None or module in self._specs or any(module is one for one in tuple(self._held.values())):
+            return
+        self._held[id(raw)] = module
+
+    def let_go(self, raw: Finished) -> None:
+        """Keep the model no longer for this request."""
+        self._held.pop(id(raw), None)
+
+    def after_fork(self) -> None:
+        """In a forked child: what was kept was for the parent's requests."""
+        self._held.clear()
 
     def describe(self, raw: Finished, cache_dir: Path) -> tuple[ModelSpec, str]:
         """What ran, with its costs where they can be made. Background thread only.
@@ -56,6 +77,12 @@ class KnownModels:
         Returns:
             The description, and what is uncertain about it; "" for nothing.
         """
+        try:
+            return self._described(raw, cache_dir)
+        finally:
+            self.let_go(raw)
+
+    def _described(self, raw: Finished, cache_dir: Path) -> tuple[ModelSpec, str]:
         module = raw.module()
         if module is None:
             return self._of_freed(raw.module)
