@@ -6,6 +6,7 @@ the commands print, and their seconds, go to benchmarks/results/newcomer-cpu.jso
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -28,46 +29,52 @@ class Step:
     Attributes:
         name: Of the step, in the result file.
         command: As it is pasted, in the clone.
-        shown: Lines of what it prints that are kept, from the first and from the last; all where they are fewer.
+        after: What it prints is kept from the line that begins so; from the first without one.
+        before: And up to the line that begins so; to the last without one.
     """
 
     name: str
     command: str
-    shown: tuple[int, int] = (0, 0)
+    after: str = ""
+    before: str = ""
 
 
 STEPS = (
-    Step(name="demo", command="make demo", shown=(0, 14)),
-    Step(name="again", command="make demo"),
+    Step(name="demo", command="make demo", after="Files "),
+    Step(name="again", command="make demo", after="Files "),
     Step(
         name="run",
         command=".venv/bin/inferscope run --out before.jsonl examples/answer.py --no-cache",
-        shown=(19, 0),
+        before="The slowest request",
     ),
-    Step(name="report", command=".venv/bin/inferscope report before.jsonl -o report.html", shown=(9, 0)),
-    Step(name="change", command=".venv/bin/inferscope run --out after.jsonl examples/answer.py", shown=(10, 0)),
+    Step(name="report", command=".venv/bin/inferscope report before.jsonl -o report.html"),
+    Step(
+        name="change",
+        command=".venv/bin/inferscope run --out after.jsonl examples/answer.py",
+        before="The slowest request",
+    ),
     Step(
         name="compare",
         command='.venv/bin/inferscope compare before.jsonl after.jsonl --fail-if "tpot > 5 %"',
-        shown=(100, 0),
     ),
-    Step(name="budget", command=".venv/bin/python -m pytest examples/ci/test_budget.py", shown=(20, 0)),
+    Step(name="budget", command=".venv/bin/python -m pytest examples/ci/test_budget.py"),
 )
 
 
 def environment(cache: Path) -> dict[str, str]:
     """This process's, without what would point to another inferscope, and with a cache folder that is empty."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST", "INFERSCOPE"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST", "INFERSCOPE"))
+    }
     return {**kept, "INFERSCOPE_CACHE_DIR": str(cache), "COLUMNS": "100", "PYTHONUTF8": "1"}
 
 
-def excerpt(text: str, shown: tuple[int, int], folder: Path) -> str:
-    """The lines that are shown, without the temporary folder's name."""
-    lines = [line.rstrip() for line in text.replace(str(folder), PLACE).strip("\n").splitlines()]
-    first, last = shown
-    if len(lines) <= first + last:
-        return "\n".join(lines)
-    return "\n".join([*lines[:first], *(["..."] if first and last else []), *(lines[-last:] if last else [])])
+def excerpt(text: str, step: Step, folder: Path) -> str:
+    """The lines that the page shows, without the temporary folder's name."""
+    lines = [line.rstrip() for line in text.replace(str(folder), PLACE).splitlines()]
+    first = next((number for number, line in enumerate(lines) if step.after and line.startswith(step.after)), 0)
+    shown = list(itertools.takewhile(lambda line: not (step.before and line.startswith(step.before)), lines[first:]))
+    return "\n".join(shown).strip("\n")
 
 
 def taken(step: Step, folder: Path, variables: dict[str, str]) -> dict[str, Any]:
@@ -93,7 +100,7 @@ def taken(step: Step, folder: Path, variables: dict[str, str]) -> dict[str, Any]
     print(f"  {seconds:.1f} s, exit code {done.returncode}", flush=True)
     if done.returncode:
         sys.exit(done.stdout)
-    return {"command": step.command, "wall_s": seconds, "text": excerpt(done.stdout, step.shown, folder)}
+    return {"command": step.command, "wall_s": seconds, "text": excerpt(done.stdout, step, folder)}
 
 
 def main() -> None:
