@@ -19,6 +19,7 @@ from command_server import documented_fields
 from inferscope import read_records
 from inferscope.analysis.sweep_points import Job, Point, Setting, labels_of, point_of
 from inferscope.cli.main import main
+from inferscope.errors import RecordFormatError
 from inferscope.experiments.sweep import (
     LocalExecutor,
     SweepOptions,
@@ -299,6 +300,28 @@ def test_interrupted_anywhere_and_resumed_it_says_what_an_uninterrupted_sweep_sa
     assert swept(tmp_path / "parts.jsonl", Replay(options)) == whole
     assert sorted(map(str, jobs_in(tmp_path / "parts.jsonl"))) == sorted(map(str, jobs_in(tmp_path / "whole.jsonl")))
     assert whole.series[0].goodput[0].batch_size is not None
+
+
+def test_a_record_that_a_full_disk_cut_off_is_measured_again(tmp_path):
+    options = SweepOptions(model="m", batch=(1, 2, 4), input_tokens=(16, 64), adaptive=0, seed=3)
+    out = tmp_path / "s.jsonl"
+
+    def swept():
+        known = known_records(options, out, resume=True)
+        return run_sweep(options, out, Replay(options), records=known, limit_bytes=None, tell=lambda *_: None)
+
+    whole, content = swept(), out.read_bytes()
+    lines = content.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:-1]) + lines[-1][:100])
+    assert swept() == whole
+    assert out.read_bytes().splitlines(keepends=True)[:-1] == lines[:-1]
+    assert len(read_records(out)) == len(lines)
+    # What may be something else is left as it is: a fault in the middle, a file that is no sweep's, one line alone.
+    for other in (b"".join([lines[0], b"{\n", lines[1][:100]]), b"once upon a time", lines[0][:100]):
+        out.write_bytes(other)
+        with pytest.raises(RecordFormatError):
+            swept()
+        assert out.read_bytes() == other
 
 
 def test_the_command_that_goes_on_asks_for_the_same(tmp_path):
