@@ -46,9 +46,13 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Every result but the sweep's and the version matrix's; on an idle machine, half an hour.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/deep.py
+	$(BIN)/python benchmarks/telemetry.py
 	$(BIN)/python benchmarks/verdicts.py
+	$(BIN)/python benchmarks/prediction.py
 	$(BIN)/python benchmarks/tables.py
 
 # SmolLM2 over batch and prompt length, for docs/explanation/sweep-of-smollm2.md; on an idle machine, ten minutes.

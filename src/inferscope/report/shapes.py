@@ -97,7 +97,8 @@ def _knee_words(curves: list[_Curves]) -> str:
 
 def _fit(setups: list[SetupSum]) -> Curve | str:
     """Of all batches and prompt lengths together, as a sweep fits its points."""
-    sizes, times = [], []
+    sizes: list[tuple[float, float]] = []
+    times: list[dict[int, float]] = []
     for each in setups:
         size = _size(each)
         if size is not None and each.tpots_ns:
