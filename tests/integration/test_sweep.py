@@ -204,6 +204,29 @@ def test_a_model_that_is_not_there_or_an_out_that_cannot_be_written_is_one_line(
     assert "error[cache-unwritable]" in capsys.readouterr().err
 
 
+def test_what_is_no_configuration_is_one_line_and_leaves_no_record(tmp_path, capsys):
+    contents = {
+        "cut.json": b'{"model_type": "lla',
+        "binary.json": bytes(range(256)),
+        "list.json": b"[1]",
+        "bare.json": b"",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    with (tmp_path / "long.json").open("wb") as file:  # sparse: 200 MB that take no room
+        file.truncate(200 * 2**20)
+    (tmp_path / "folder").mkdir()
+    out = tmp_path / "s.jsonl"
+    for name in (*contents, "long.json", "folder", "missing.json"):
+        assert main(["sweep", str(tmp_path / name), *SMALL, "--out", str(out)]) == 2, name
+        told = capsys.readouterr()
+        lines = [line for line in told.err.splitlines() if not line.endswith(" ...")]
+        assert (told.out, len(lines)) == ("", 1), told
+        assert lines[0].startswith("error[model-not-found]: "), told
+        assert name in lines[0]
+        assert not out.exists() or out.stat().st_size == 0
+
+
 def write(path, *records):
     from inferscope.sinks.jsonl import JsonlSink  # noqa: PLC0415
 
