@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 WORKERS ?= 2
 
-.PHONY: demo test test-matrix test-ray lint docs format bench bench-sweep gpu clean
+.PHONY: demo test test-matrix test-ray lint docs format bench bench-sweep bench-newcomer gpu clean
 
 demo: $(STAMP)
 	$(BIN)/inferscope demo $(DEMO_FLAGS)
@@ -58,6 +58,11 @@ bench: $(STAMP)
 # SmolLM2 over batch and prompt length, for docs/explanation/sweep-of-smollm2.md; on an idle machine, ten minutes.
 bench-sweep: $(STAMP)
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/tables.py
+
+# The tutorial's commands in a clean clone, for docs/tutorial/from-clone-to-gate.md; ten minutes, most of them pip's.
+bench-newcomer: $(STAMP)
+	$(BIN)/python benchmarks/newcomer.py
 	$(BIN)/python benchmarks/tables.py
 
 # On a machine with a CUDA device and a CUDA build of torch: what no hardware has confirmed yet.

@@ -23,6 +23,9 @@ PAGES = {
     "explanation/accuracy.md": "verdicts-cpu",
     "reference/versions.md": "matrix",
 }
+NEWCOMER = {"tutorial/from-clone-to-gate.md": "newcomer-cpu"}
+if (HERE / "results" / "newcomer-cpu.json").exists():  # made by `make bench-newcomer`, which installs everything anew
+    PAGES |= NEWCOMER
 SWEEP = {"explanation/sweep-of-smollm2.md": "sweep-cpu"}
 if (HERE / "results" / "sweep-cpu.json").exists():  # made by `make bench-sweep`, which takes ten minutes
     PAGES |= SWEEP

@@ -168,7 +168,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.endpoint:
         inferscope.setup(endpoint=args.endpoint, service_name="fastapi-server")
-    app = create_app(load(args.model), slots=args.slots)
+    try:
+        loaded = load(args.model)
+    except inferscope.InferscopeError as error:  # a model that is not there is no defect of this program
+        parser.error(str(error))
+    app = create_app(loaded, slots=args.slots)
     # Beyond limit_concurrency connections uvicorn answers 503: the queue for a slot is bounded too.
     uvicorn.run(app, host="127.0.0.1", port=args.port, limit_concurrency=64, timeout_graceful_shutdown=10)
 

@@ -266,6 +266,56 @@ def test_a_traced_model_can_be_freed(transformers):
     assert gone() is None
 
 
+@pytest.fixture
+def short_lived(transformers):
+    """A new model that nobody else holds."""
+    config = transformers.LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=50
+    )
+    return lambda: transformers.LlamaForCausalLM(config)
+
+
+def test_a_model_dropped_after_its_only_request_is_described_and_freed(short_lived):
+    """A script whose work is in its `main` drops the model before the background thread has looked."""
+    model = short_lived()
+    gone = weakref.ref(model)
+    with inferscope.trace(model, sinks=()) as session:
+        model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2)
+        del model
+    record = session.last.record
+    assert (record.model.name, record.notes) == ("LlamaForCausalLM", ())
+    assert record.model.cost is not None
+    gc.collect()
+    assert gone() is None
+
+
+def test_requests_of_a_model_that_was_freed_meanwhile_are_of_that_model(short_lived):
+    """It is gone while the first of its requests is still worked on."""
+    begun, held, results = threading.Event(), threading.Event(), []
+
+    def slow(result):
+        begun.set()
+        assert held.wait(120)
+        results.append(result)
+
+    model = short_lived()
+    gone = weakref.ref(model)
+    with inferscope.trace(model, sinks=(slow,)) as session:
+        for _ in range(2):
+            model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2)
+        del model
+    assert begun.wait(120)
+    gc.collect()
+    assert gone() is None
+    held.set()
+    session.wait()
+    first, second = (result.record for result in results)
+    assert second.model == first.model
+    assert second.model.cost is not None
+    assert first.notes == ()
+    assert any("was freed before this result" in note for note in second.notes)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [

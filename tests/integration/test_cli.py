@@ -233,6 +233,39 @@ def test_json_of_commands_that_run_a_model(forked, stored, model_folder):
     assert json.loads((folder / found["records"]).read_text()) == found["record"]
 
 
+def test_ctrl_c_amid_the_answer_leaves_whole_files_that_say_aborted(forked, stored, model_folder):
+    folder, *_ = stored
+    shown, said = folder / "shown", folder / "said"
+
+    def press(pid):
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            _, asked, answer = (shown.read_text() if shown.exists() else "").partition("> word001 word002\n")
+            if asked and answer:
+                break
+            time.sleep(0.005)
+        os.kill(pid, signal.SIGINT)
+
+    asked = ("--max-new-tokens", "20000", "--prompt", "word001 word002", "--out", "out")
+    done = forked(
+        *("demo", "--model", model_folder, *asked),
+        cwd=folder,
+        during=press,
+        stdout=shown,
+        stderr=said,
+        INFERSCOPE_CACHE_DIR=str(folder),
+    )
+    assert done.code == 130, said.read_text()
+    assert said.read_text().splitlines()[-1] == (
+        "interrupted: out/records.jsonl holds the requests up to here, the one that was cut off as aborted; "
+        "the same command adds one"
+    )
+    (record,) = inferscope.read_records(folder / "out" / "records.jsonl")
+    assert (record.status, record.error_type) == ("aborted", "KeyboardInterrupt")
+    assert json.loads((folder / "out" / "spans.json").read_text())["resourceSpans"]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["records.jsonl", "spans.json"]
+
+
 def test_a_terminal_without_our_letters_is_no_failure(stored):
     folder, *_ = stored
     done = _run("calibrate", PYTHONUTF8="0", PYTHONIOENCODING="ascii", INFERSCOPE_CACHE_DIR=str(folder))

@@ -184,6 +184,14 @@ def test_what_is_out_of_bounds_is_refused(client, wrong):
     assert client.post("/generate", json={"prompt": "word001", **wrong}).status_code == 422
 
 
+def test_a_model_that_is_not_there_is_said_in_one_line(example, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["fastapi_server.py", "--model", "./nowhere"])
+    with pytest.raises(SystemExit) as ended:
+        example.main()
+    assert ended.value.code == 2
+    assert "error: nowhere: no such" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 def test_the_page_s_commands_are_the_ones_that_run(server):
     assert f"    {COMMAND}\n" in (ROOT / PAGE).read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from command_server import documented_fields
 from inferscope import read_records
 from inferscope.analysis.sweep_points import Job, Point, Setting, labels_of, point_of
 from inferscope.cli.main import main
+from inferscope.errors import RecordFormatError
 from inferscope.experiments.sweep import (
     LocalExecutor,
     SweepOptions,
@@ -203,6 +204,29 @@ def test_a_model_that_is_not_there_or_an_out_that_cannot_be_written_is_one_line(
     assert "error[cache-unwritable]" in capsys.readouterr().err
 
 
+def test_what_is_no_configuration_is_one_line_and_leaves_no_record(tmp_path, capsys):
+    contents = {
+        "cut.json": b'{"model_type": "lla',
+        "binary.json": bytes(range(256)),
+        "list.json": b"[1]",
+        "bare.json": b"",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    with (tmp_path / "long.json").open("wb") as file:  # sparse: 200 MB that take no room
+        file.truncate(200 * 2**20)
+    (tmp_path / "folder").mkdir()
+    out = tmp_path / "s.jsonl"
+    for name in (*contents, "long.json", "folder", "missing.json"):
+        assert main(["sweep", str(tmp_path / name), *SMALL, "--out", str(out)]) == 2, name
+        told = capsys.readouterr()
+        lines = [line for line in told.err.splitlines() if not line.endswith(" ...")]
+        assert (told.out, len(lines)) == ("", 1), told
+        assert lines[0].startswith("error[model-not-found]: "), told
+        assert name in lines[0]
+        assert not out.exists() or out.stat().st_size == 0
+
+
 def write(path, *records):
     from inferscope.sinks.jsonl import JsonlSink  # noqa: PLC0415
 
@@ -299,6 +323,28 @@ def test_interrupted_anywhere_and_resumed_it_says_what_an_uninterrupted_sweep_sa
     assert swept(tmp_path / "parts.jsonl", Replay(options)) == whole
     assert sorted(map(str, jobs_in(tmp_path / "parts.jsonl"))) == sorted(map(str, jobs_in(tmp_path / "whole.jsonl")))
     assert whole.series[0].goodput[0].batch_size is not None
+
+
+def test_a_record_that_a_full_disk_cut_off_is_measured_again(tmp_path):
+    options = SweepOptions(model="m", batch=(1, 2, 4), input_tokens=(16, 64), adaptive=0, seed=3)
+    out = tmp_path / "s.jsonl"
+
+    def swept():
+        known = known_records(options, out, resume=True)
+        return run_sweep(options, out, Replay(options), records=known, limit_bytes=None, tell=lambda *_: None)
+
+    whole, content = swept(), out.read_bytes()
+    lines = content.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:-1]) + lines[-1][:100])
+    assert swept() == whole
+    assert out.read_bytes().splitlines(keepends=True)[:-1] == lines[:-1]
+    assert len(read_records(out)) == len(lines)
+    # What may be something else is left as it is: a fault in the middle, a file that is no sweep's, one line alone.
+    for other in (b"".join([lines[0], b"{\n", lines[1][:100]]), b"once upon a time", lines[0][:100]):
+        out.write_bytes(other)
+        with pytest.raises(RecordFormatError):
+            swept()
+        assert out.read_bytes() == other
 
 
 def test_the_command_that_goes_on_asks_for_the_same(tmp_path):

@@ -169,6 +169,16 @@ os._exit(9)
 """
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_records_that_a_full_disk_refuses_are_told_of_and_the_program_ends_as_it_does(tmp_path):
+    program = script(tmp_path, f"{MODEL}\nmodel.generate(ids, max_new_tokens=3)\nraise SystemExit(7)")
+    done = run(*RUN, "--out", "/dev/full", program)
+    assert done.returncode == 7, done.stderr
+    assert "1 request of LlamaForCausalLM" in done.stderr
+    assert "No space left" in done.stderr
+    assert done.stderr.splitlines()[-1] == "records: /dev/full, 1 could not be written: a warning says why"
+
+
 def test_what_is_written_before_a_program_leaves_at_once_is_whole(tmp_path):
     records = tmp_path / "records.jsonl"
     done = run(*RUN, "--out", str(records), script(tmp_path, LEAVING), str(records))

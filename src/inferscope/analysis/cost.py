@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from inferscope.analysis.fitting import QUANTITIES, fit
 from inferscope.analysis.moments import Moments
+from inferscope.analysis.printed import cost_text
 from inferscope.errors import CostUnavailableError
 from inferscope.records import PassRun, Work
 from inferscope.specs import CostTerms, Structure, monomials, regime_of
@@ -144,6 +145,10 @@ class PassCost:
     groups: tuple[GroupCost, ...]
     uncounted: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """As plain text, in several lines."""
+        return cost_text(self)
 
     @property
     def arithmetic_intensity(self) -> float | None:

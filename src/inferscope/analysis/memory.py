@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inferscope.analysis.moments import letters_of, moment
+from inferscope.analysis.printed import memory_text
 from inferscope.errors import CostUnavailableError
 from inferscope.specs import regime_of, segment_of
 
@@ -53,6 +54,10 @@ class MemoryAccount:
     headroom_bytes: int | None
     largest_batch: int | None
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """As plain text, in several lines."""
+        return memory_text(self)
 
 
 def account(

@@ -14,6 +14,7 @@ from inferscope.analysis.cost import encoder_cost, evaluate
 from inferscope.analysis.formats import product_weight_bytes
 from inferscope.analysis.memory import account
 from inferscope.analysis.passtime import PassShape, at_end, pass_time
+from inferscope.analysis.printed import prediction_text
 from inferscope.errors import PredictionError
 from inferscope.records import PassRun, Work
 from inferscope.specs import monomials, regime_of
@@ -143,6 +144,10 @@ class Prediction:
     claimed_rate: float
     provenance: tuple[str, ...]
     assumptions: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """As plain text, in several lines."""
+        return prediction_text(self)
 
     def phase(self, name: str) -> PhasePrediction | None:
         """The phase of that name, or None where the request has none."""

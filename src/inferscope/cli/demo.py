@@ -83,7 +83,7 @@ def demo(  # noqa: PLR0913 - one option each
 def _left(records: Path) -> str:
     if not records.exists():
         return "nothing was recorded; the same command begins anew"
-    return f"{records} holds the requests that were complete; the same command adds one"
+    return f"{records} holds the requests up to here, the one that was cut off as aborted; the same command adds one"
 
 
 def _tour(only: Iterable[str], *, as_json: bool) -> None:

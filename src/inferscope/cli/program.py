@@ -199,4 +199,9 @@ class FinalReport:
 
     def _table(self) -> str:
         text = self._tally.to_text(width=min(shutil.get_terminal_size().columns, 100))
-        return f"\n{text}" + (f"\n\nrecords: {self._records.path}" if self._records is not None else "")
+        return f"\n{text}" + ("" if self._records is None else f"\n\nrecords: {self._written(self._records)}")
+
+    @staticmethod
+    def _written(records: JsonlSink) -> str:
+        lost = f", {records.dropped} could not be written: a warning says why" if records.dropped else ""
+        return f"{records.path}{lost}"

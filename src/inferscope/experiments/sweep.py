@@ -6,6 +6,7 @@ What was measured is in the file at once: a sweep that was interrupted goes on w
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass, replace
 from itertools import product
@@ -19,7 +20,7 @@ from inferscope.analysis.sweep_summary import is_out_of_memory, needed_bytes, sp
 from inferscope.errors import CacheUnwritableError, InferscopeError, RecordFormatError, SettingError
 from inferscope.experiments.models import DEFAULT_NAME, DTYPES
 from inferscope.hardware import calibration, probe
-from inferscope.sinks.jsonl import JsonlSink, read_records
+from inferscope.sinks.jsonl import JsonlSink, iter_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -173,7 +174,7 @@ def known_records(options: SweepOptions, out: Path, *, resume: bool) -> list[Gen
 
     Raises:
         SettingError: It is there although nothing is to be resumed, or holds something else.
-        RecordFormatError: It cannot be read.
+        RecordFormatError: It cannot be read. A last line that was cut off is taken away instead.
     """
     if not out.exists() or (out.is_file() and out.stat().st_size == 0):
         return []
@@ -181,7 +182,7 @@ def known_records(options: SweepOptions, out: Path, *, resume: bool) -> list[Gen
         raise SettingError(f"--out {out}: a folder; name a file for the records (.jsonl)")
     if not resume:
         raise SettingError(f"--out {out}: there already; go on with --resume, or name another file")
-    records = read_records(out)
+    records, whole_bytes = _whole_records(out)
     for record in records:
         labels = dict(record.labels)
         if point_of(record) is None:
@@ -189,7 +190,23 @@ def known_records(options: SweepOptions, out: Path, *, resume: bool) -> list[Gen
         for name, asked in sweep_labels(options, None):
             if labels.get(name) != asked:
                 raise SettingError(f"{out}: was measured with {labels.get(name)}, not with {asked}")
+    if whole_bytes is not None:  # all before it is this sweep's own
+        os.truncate(out, whole_bytes)
     return records
+
+
+def _whole_records(out: Path) -> tuple[list[GenerationRecord], int | None]:
+    """The records, and where they end if a full disk or a kill cut off one more behind them: it is measured again."""
+    records: list[GenerationRecord] = []
+    try:
+        records.extend(iter_records(out))
+    except RecordFormatError:
+        content = out.read_bytes() if out.is_file() and records else b""
+        whole, _, torn = content.rpartition(b"\n")
+        if not torn or whole.count(b"\n") + 1 != len(records):
+            raise
+        return records, len(whole) + 1
+    return records, None
 
 
 def memory_limit_bytes(options: SweepOptions, records: Iterable[GenerationRecord]) -> int | None:

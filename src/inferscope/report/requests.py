@@ -41,6 +41,7 @@ class RequestTally:
         self._lock = threading.Lock()
         self._models: Counter[str] = Counter()
         self._findings: Counter[str] = Counter()
+        self._saves_ns: Counter[str] = Counter()
         self._phase_ns: Counter[tuple[str, str]] = Counter()
         self._tokens = {"input": _Sum(), "output": _Sum()}
         self._times = {"wall": _Times(), "ttft": _Times(), "tpot": _Times()}
@@ -53,7 +54,10 @@ class RequestTally:
             self.aborted += record.status == "aborted"
             known = record.model.name in self._models or len(self._models) < _MODELS
             self._models[record.model.name if known else "others"] += 1
-            self._findings.update({finding.code for finding in result.findings})
+            self._findings.update(dict.fromkeys(finding.code for finding in result.findings).keys())
+            for finding in result.findings:
+                if finding.saves is not None:
+                    self._saves_ns[finding.code] += round(finding.saves.request_share * record.wall_ns)
             for phase in record.phases:
                 verdict = result.diagnosis.phase(phase.name)
                 self._phase_ns[phase.name, "unknown" if verdict is None else verdict.bound] += phase.wall_ns
@@ -80,7 +84,7 @@ class RequestTally:
                     {"phase": phase, "bound": bound, "time_s": time_ns / 1e9}
                     for (phase, bound), time_ns in self._phase_ns.most_common()
                 ],
-                "findings": dict(self._findings.most_common()),
+                "findings": dict(self._ranked()),
                 "slowest": None if self.slowest is None else _named(self.slowest),
                 "last": None if self.last is None else _named(self.last),
             }
@@ -100,6 +104,10 @@ class RequestTally:
         what = "The request" if self.requests == 1 else "The slowest request"
         return "\n".join([*lines, "", f"{what}, {slowest.record.request_id}", "", to_text(slowest, width=width)])
 
+    def _ranked(self) -> list[tuple[str, int]]:
+        """Findings and in how many requests they are: what would save most first, then what is seen most."""
+        return sorted(self._findings.items(), key=lambda item: (-self._saves_ns[item[0]], -item[1]))
+
     def _headline(self) -> str:
         models = ", ".join(clean(name) for name, _ in self._models.most_common())
         number = "1 request" if self.requests == 1 else f"{count(self.requests)} requests"
@@ -114,7 +122,7 @@ class RequestTally:
         for (phase, bound), time_ns in self._phase_ns.most_common():
             share = percent(time_ns / whole_ns) if whole_ns else UNKNOWN
             yield f"{clean(phase):<10} {duration_ns(time_ns)}, {share} of the wall: {clean(bound)}"
-        for code, seen in self._findings.most_common(_FINDINGS):
+        for code, seen in self._ranked()[:_FINDINGS]:
             yield f"finding    {clean(code)} in {count(seen)} of {count(self.requests)}"
 
 

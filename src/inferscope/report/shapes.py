@@ -16,7 +16,7 @@ from inferscope.report.units import count, duration_ns, ratio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inferscope.analysis.knees import Curve
+    from inferscope.analysis.knees import Curve, Knee
     from inferscope.report.digest import Digest, Setup, SetupSum
 
 __all__ = ["shapes"]
@@ -91,8 +91,13 @@ def _curves(setups: list[SetupSum]) -> _Curves:
 
 def _knee_words(curves: list[_Curves]) -> str:
     fits = [each.fit for each in curves if each.axis == "batch"]
-    said = [fit if isinstance(fit, str) else f"batch {knee_words(fit.weight_knee)}" for fit in fits]
+    said = [fit if isinstance(fit, str) else _told(fit.weight_knee) for fit in fits]
     return f"; weight knee: {'; '.join(said)}" if said else ""
+
+
+def _told(knee: Knee) -> str:
+    words = knee_words(knee)
+    return words if None in {knee.value, knee.low, knee.high} else f"batch {words}"
 
 
 def _fit(setups: list[SetupSum]) -> Curve | str:
@@ -166,7 +171,7 @@ def _knee_mark(curves: _Curves, fit: Curve) -> list[dict[str, Any]]:
         {
             "type": "scatter",
             "mode": "markers",
-            "name": f"weight knee: batch {knee_words(fit.weight_knee)}",
+            "name": f"weight knee: {_told(fit.weight_knee)}",
             "x": [where],
             "y": [(fit.fixed_ns + per_z * where * first[1] / first[0]) / _MS],
             "marker": {"symbol": "circle-open-dot", "size": 15, "color": COLOURS["red"], "line": {"width": 2}},

@@ -59,7 +59,7 @@ class Maker:
 
     def make(self, raw: Finished, begun: Begun) -> Result:
         """The result of a finished request."""
-        model = MODELS.describe(raw, self._settings.cache_dir)
+        model, doubt = MODELS.describe(raw, self._settings.cache_dir)
         self._breathe()
         record = raw.record(
             model,
@@ -69,7 +69,8 @@ class Maker:
             breathe=self._breathe,
         )
         self._governor.saw(record.wall_ns, record.ledger.self_ns - raw.sampled_ns)
-        record = replace(record, own_overhead=self._own_overhead(raw))
+        notes = (*record.notes, doubt) if doubt else record.notes
+        record = replace(record, own_overhead=self._own_overhead(raw), notes=notes)
         return self._judge(record, begun.context)
 
     def _own_overhead(self, raw: Finished) -> OwnOverhead:

@@ -21,6 +21,7 @@ from inferscope.errors import NotAModelError
 from inferscope.meters.budget import Governor
 from inferscope.pipeline import Pipeline, say_failed
 from inferscope.session.inbox import EveryInbox, Inbox, ambient_context, say_sink_failed
+from inferscope.session.models import MODELS
 from inferscope.session.results import Maker
 from inferscope.sinks.base import EarlySink
 from inferscope.surroundings import Around
@@ -49,6 +50,7 @@ def _after_fork_in_child() -> None:
     losses.after_fork()
     intercept.after_fork()
     _PIPELINE.after_fork()
+    MODELS.after_fork()
     for session in list(_SESSIONS):
         session.after_fork()
 
@@ -225,7 +227,9 @@ class Session:
     def _receive(self, raw: Finished, begun: Begun) -> None:
         with self._changed:
             self._pending += 1
+        MODELS.hold(raw)
         if not _PIPELINE.submit(functools.partial(self._process, raw, begun), raw.held_bytes):
+            MODELS.let_go(raw)
             self._abandon(raw.request_id)
             self._done()
 

@@ -138,14 +138,14 @@ def test_the_knee_of_a_report_is_that_of_a_sweep(device):
     mark = next(trace for trace in tpot.drawings[0].data if trace["meta"] == "knee")
     assert mark["x"][0] == pytest.approx(6, rel=0.2)
     assert mark["y"][0] == pytest.approx(5 + 2e-4 * mark["x"][0] * (64 + 16), rel=0.05)
-    assert "weight knee: " in tpot.summary
+    assert "weight knee: batch " in tpot.summary
     assert "90 %" in tpot.summary
 
 
 def test_no_knee_is_claimed_where_there_is_none(found, device):
     beyond = next(one for one in shapes(swept(1000.0, device)) if one.key == "shape-tpot")
     assert "knee" not in {trace["meta"] for trace in beyond.drawings[0].data}
-    assert "cannot tell" in beyond.summary
+    assert "weight knee: cannot tell: " in beyond.summary
 
 
 def test_curves_are_drawn_of_a_sweep_and_not_of_two_shapes(found, device):

@@ -71,6 +71,25 @@ def test_the_slowest_and_the_last_are_kept_and_names_of_models_are_not_without_e
     assert sum(seen["models"].values()) == 52
 
 
+def test_findings_come_by_what_they_would_save():
+    tally = RequestTally()
+    made = make_result()
+    finding = next(one for one in made.findings if one.saves is not None)
+    small, large, unknown = (
+        replace(finding, code=code, saves=saves)
+        for code, saves in (
+            ("small", replace(finding.saves, request_share=0.1)),
+            ("large", replace(finding.saves, request_share=0.3)),
+            ("unknown", None),
+        )
+    )
+    for findings in ((unknown, small), (unknown, small), (unknown, large, large)):
+        tally(replace(made, findings=findings))
+    assert list(tally.as_json()["findings"].items()) == [("large", 1), ("small", 2), ("unknown", 3)]
+    lines = [line.split() for line in tally.to_text().splitlines() if line.startswith("  finding ")]
+    assert [line[1] for line in lines] == ["large", "small", "unknown"]
+
+
 def test_without_requests_it_says_so():
     tally = RequestTally()
     assert "no generate()" in tally.to_text()
