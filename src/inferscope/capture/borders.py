@@ -18,7 +18,7 @@ from inferscope.capture import arms
 from inferscope.capture.calls import hold, hold_result, is_assistant, prompt_len
 from inferscope.capture.companions import ASSISTANT, Companions
 from inferscope.capture.contention import TRAFFIC
-from inferscope.capture.frames import CURRENT, Flag, Frame, Inner, Mark, Request
+from inferscope.capture.frames import CURRENT, LEFT_OUT, Flag, Frame, Inner, Mark, Request
 from inferscope.capture.loops import Loops
 from inferscope.capture.metering import request_meter
 from inferscope.capture.ranges import RangeMeter
@@ -68,6 +68,10 @@ class _Lot(NamedTuple):
     began_ns: int = 0
 
 
+_NOBODY = _Lot(None, ())
+"""Of a call that sampling leaves out and that is compared with none."""
+
+
 def around_generate(
     wrapped: Callable[..., Any], instance: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - whatever generate returns
@@ -75,8 +79,10 @@ def around_generate(
     lot = _lot(instance)
     if lot is None:
         return wrapped(*args, **kwargs)
+    if lot is _NOBODY:
+        return _left_out(wrapped, args, kwargs)
     opened, given = _open(instance, lot.observed, lot.taken, args, kwargs)
-    result = _generated(opened, lot.observed, wrapped, args, given)
+    result = _generated(opened, wrapped, args, given)
     # Observed, or left out by chance; what somebody refused for a reason is in neither arm.
     if lot.odds and (opened is not None or not lot.taken):
         try:
@@ -107,8 +113,8 @@ def _lot(instance: torch.nn.Module) -> _Lot | None:
         if observed is None:
             return None
         taken, odds = observed.draw(observed.receivers)
-        if not taken and not odds and not observed.loops.open_here():
-            return None
+        if not taken and not odds:
+            return _NOBODY
         return _Lot(observed, taken, odds, _CLOCK.now_ns() if odds else 0)
     except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
         notices.fault("capture-failed", error)
@@ -116,14 +122,10 @@ def _lot(instance: torch.nn.Module) -> _Lot | None:
 
 
 def _generated(
-    opened: _Opened | None,
-    observed: Observed | None,
-    wrapped: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    opened: _Opened | None, wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - whatever generate returns
     if opened is None and _current() is None:
-        return wrapped(*args, **kwargs) if observed is None else _left_out(observed, wrapped, args, kwargs)
+        return _left_out(wrapped, args, kwargs)
     # Of a model that nobody observes, neither the passes nor the stop checks are those of the request it runs in.
     token = CURRENT.set(None if opened is None else opened.frame)
     result, error_type = None, None
@@ -139,18 +141,13 @@ def _generated(
     return result
 
 
-def _left_out(observed: Observed, wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever generate returns
-    """Run a `generate` that nobody records: its forwards are no part of a loop that this thread is in."""
-    paused = None
-    try:
-        paused = observed.loops.pause_here()
-    except Exception as error:  # noqa: BLE001 - nothing of ours reaches the user's call
-        notices.fault("capture-failed", error)
+def _left_out(wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever generate returns
+    """Run a `generate` that nobody records: its forwards are nobody's, and no part of a loop that this thread is in."""
+    token = LEFT_OUT.set(True)
     try:
         return wrapped(*args, **kwargs)
     finally:
-        if isinstance(paused, Request):
-            paused.in_pass = 0
+        LEFT_OUT.reset(token)
 
 
 def _open(

@@ -34,6 +34,7 @@ __all__ = [
     "CPU_GROUP",
     "CURRENT",
     "ENCODING",
+    "LEFT_OUT",
     "SLOW_PASS_NS",
     "STEADY",
     "UNREADABLE",
@@ -123,6 +124,8 @@ ENCODING = 2
 """Stands in `Request.in_pass` while an encoder runs: what it calls is part of it."""
 
 CURRENT: ContextVar[Frame | None] = ContextVar("inferscope_frame", default=None)
+LEFT_OUT: ContextVar[bool] = ContextVar("inferscope_left_out", default=False)
+"""Whether a `generate` runs that sampling has left out. Its forwards need not look whose they are."""
 
 
 class ForwardMeter(Protocol):

@@ -77,19 +77,6 @@ class Loops:
         """Whether this thread has a loop."""
         return threading.current_thread() in self._frames
 
-    def open_here(self) -> LoopFrame | None:
-        """The loop of this thread, where it is a request and between two of its forwards."""
-        loop = self._frames.get(threading.current_thread()) if self._frames else None
-        return None if loop is None or loop.raw is None or loop.request.in_pass else loop
-
-    def pause_here(self) -> Request | None:
-        """Keep what follows out of the loop of this thread, until `in_pass` of what is returned is 0 again."""
-        loop = self.open_here()
-        if loop is None:
-            return None
-        loop.request.in_pass = 1
-        return loop.request
-
     def finish_here(self) -> None:
         """The loop of this thread is over, for somebody asks for its result."""
         loop = self._frames.pop(threading.current_thread(), None)

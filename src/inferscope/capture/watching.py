@@ -20,7 +20,7 @@ from inferscope.capture.deep import DeepMeter, NestedMeters
 from inferscope.capture.device import PassMeter
 from inferscope.capture.driver_counts import CountingMeter
 from inferscope.capture.forward import timed_stop_check, watched
-from inferscope.capture.frames import CURRENT, ENCODING, Flag, Frame, Request
+from inferscope.capture.frames import CURRENT, ENCODING, LEFT_OUT, Flag, Frame, Request
 from inferscope.capture.loops import LoopFrame
 from inferscope.capture.ranges import RangeMeter
 from inferscope.capture.registry import REGISTRY
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 _current = CURRENT.get
+_left_out = LEFT_OUT.get
 
 
 def watched_call(owner: type, original: Any) -> Callable[..., Any]:  # noqa: ANN401 - a function, or nothing
@@ -55,7 +56,16 @@ def _watched(below: Any) -> Callable[..., Any]:  # noqa: ANN401 - see forward.wa
     call = watched(below, torch.compiler.is_compiling, _other_frame, _step_aside)
     seams.hide_from_dynamo(call)
     seams.hide_from_dynamo(encoded)
-    own = (_other_frame, _step_aside, Frame.look, LoopFrame.look, Frame.shape, Request.next_chunk, note_encoded)
+    own = (
+        _other_frame,
+        _loop_of,
+        _step_aside,
+        Frame.look,
+        LoopFrame.look,
+        Frame.shape,
+        Request.next_chunk,
+        note_encoded,
+    )
     measuring = (DeepMeter, NestedMeters, PassMeter, CountingMeter, RangeMeter)
     meters = [part for meter in measuring for part in (meter.begin, meter.end)]
     for called in (*own, *meters):
@@ -67,9 +77,7 @@ def _other_frame(frame: Frame | None, module: object) -> Frame | None:
     """The frame for a forward that is not plainly the next of the running frame; None where it is not recorded."""
     try:
         if frame is None:
-            observed = REGISTRY.get(module) or REGISTRY.get(getattr(module, "_orig_mod", module))
-            found = observed.loops.frame() if observed is not None and observed.loop_receivers else None
-            return found if isinstance(found, Frame) else None
+            return None if _left_out() else _loop_of(module)
         request = frame.request
         # Within a pass the outer forward holds the time; another thread may have been given a copy of our context.
         if request.dead or frame.thread != threading.get_ident():
@@ -87,6 +95,13 @@ def _other_frame(frame: Frame | None, module: object) -> Frame | None:
         else:
             _step_aside(frame, error)
         return None
+
+
+def _loop_of(module: object) -> Frame | None:
+    """The hand-written loop of this thread that a forward belongs to."""
+    observed = REGISTRY.get(module) or REGISTRY.get(getattr(module, "_orig_mod", module))
+    found = observed.loops.frame() if observed is not None and observed.loop_receivers else None
+    return found if isinstance(found, Frame) else None
 
 
 def _step_aside(frame: Frame, error: Exception) -> None:
