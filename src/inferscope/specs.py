@@ -219,6 +219,9 @@ class DeviceSpec:
         measured_unix_ns: When it was measured; None for a datasheet.
         certainty: Of a catalogue row: "high", "medium" or "low"; None where measured.
         rejected: Readings that were not stable enough to be a ceiling, each with its reason.
+        beside: What else was measured on a GPU, to judge the ceilings by: no verdict rests on it. By name, which ends
+            in the unit: "triad_bytes_per_s", "fill_bytes_per_s", "graph_node_ns" (device time of one node of a
+            replayed graph), "product_bfloat16_4096x14336_flops_per_s" (a layer of a model, inputs x outputs).
     """
 
     name: str
@@ -238,6 +241,7 @@ class DeviceSpec:
     measured_unix_ns: int | None = None
     certainty: str | None = None
     rejected: tuple[str, ...] = ()
+    beside: dict[str, Ceiling] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,8 +109,12 @@ def test_what_is_true_follows_this_machine_s_rates():
     usual = {"wide": 1e11, "narrow": 4e11, "gemv": 9e9, "copy": 1e10}
     assert codes("float32", **usual) == {"faster-dtype-unused"}
     assert codes("float32", **{**usual, "narrow": 9e10}) == {"prefill-compute-bound"}
-    assert "decode-weight-bound" in codes("weight-bound-decode", **usual)
-    assert codes("weight-bound-decode", **{**usual, "gemv": 1e9}) == {"kernel-inefficient"}
+    assert codes("weight-bound-decode", **usual) == {"decode-weight-bound"}
+    assert codes("weight-bound-decode", **{**usual, "gemv": 5e9}) == {"decode-weight-bound", "kernel-inefficient"}
+    assert codes("weight-bound-decode", **{**usual, "gemv": 3e9}) == {"kernel-inefficient"}
+    slow = {**usual, "narrow": 1e18}  # a peak that no product comes near
+    assert codes("big-gemm-prefill", **slow) == {"kernel-inefficient"}
+    assert codes("big-gemm-prefill", **{**usual, "wide": 1e6, "narrow": 1e7}) == {"prefill-compute-bound"}
 
 
 def tour(*only):
@@ -152,8 +156,8 @@ def table():
 
 
 ON_THIS_MACHINE = {
-    "big-gemm-prefill": "`prefill-compute-bound`, or `kernel-inefficient` where a quarter to a half of prefill is "
-    "above what the peak demands",
+    "big-gemm-prefill": "`prefill-compute-bound`, or `kernel-inefficient` where this very product stays far below the "
+    "peak",
     "float32": "`faster-dtype-unused` where bfloat16 was measured faster, else `prefill-compute-bound`",
     "weight-bound-decode": "`decode-weight-bound`, or `kernel-inefficient` where matrix times vector stays far below "
     "the memory roof",

@@ -53,7 +53,15 @@ def count(model_or_config: object, *, dtype: str | None = None, idle: Callable[[
     wait = idle or _go_on
     wait()
     try:
-        return _Counting(build_twin(model_or_config, dtype), wait).table()
+        twin = build_twin(model_or_config, dtype)
+        try:
+            return _Counting(twin, wait).table()
+        except CostUnavailableError:
+            limits = declared_limits(twin.config)
+            if not limits:
+                raise
+        # Masks and biases that a model holds as tables end with its context: then nothing longer runs.
+        return _Counting(build_twin(model_or_config, dtype), wait, most_tokens=min(limits)).table()
     except CostUnavailableError:
         raise
     except Exception as error:
@@ -64,8 +72,9 @@ def count(model_or_config: object, *, dtype: str | None = None, idle: Callable[[
 class _Counting:
     """The counted forwards of one twin."""
 
-    def __init__(self, twin: Twin, wait: Callable[[], None]) -> None:
+    def __init__(self, twin: Twin, wait: Callable[[], None], most_tokens: int | None = None) -> None:
         self._twin = twin
+        self._most_tokens = most_tokens
         self._runner = Runner(twin, wait)
         self._uncounted: set[str] = set()
         self._notes = set(twin.notes)
@@ -149,7 +158,8 @@ class _Counting:
         least = max(211, 5 * chunk - 4, 2 * max(windows, default=0))
         limits = [_LONG_LOOP_TOKENS] if self._loops else [*declared_limits(self._twin.config), LONG_TOKENS]
         failed, counted = None, False
-        for limit in sorted({max(limit, least) for limit in limits}):
+        tried = {max(limit, least) for limit in limits} if self._most_tokens is None else {self._most_tokens}
+        for limit in sorted(tried):
             lens = {"prefill": (limit, 0), "decode": (1, limit - 1)}.get(regime, (61, limit - 61))
             shape = replace(row, batch_size=5, q_len=lens[0], past_len=lens[1], logits=lens[0])
             try:
@@ -187,7 +197,8 @@ class _Counting:
 
     def _plan(self) -> Plan:
         keeps_logits = self._runner.keeps_logits is not None
-        return Plan(self.structure, widths_of(self._twin.module), keeps_logits=keeps_logits)
+        widths = widths_of(self._twin.module)
+        return Plan(self.structure, widths, keeps_logits=keeps_logits, most_tokens=self._most_tokens)
 
     def _encoder_shapes(self) -> Iterator[ShapeCount]:
         if not self._runner.encodes:

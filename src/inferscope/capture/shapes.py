@@ -27,12 +27,14 @@ class Plan:
     """Which shapes to count.
 
     Batches determine and single sequences contradict, because a few layouts take fewer copies for one sequence.
-    Lengths are numbers that no width of the model is, and so are recognised in attention scores.
+    Lengths are numbers that no width of the model is, and so are recognised in attention scores. What is longer than
+    `most_tokens` is left out where the others suffice: a model may hold tables that end there.
     """
 
     structure: Structure
     widths: frozenset[int]
     keeps_logits: bool
+    most_tokens: int | None = None
 
     def segments(self, *, cached: bool) -> list[tuple[Regime, str]]:
         """Every regime and segment that some lengths lie in."""
@@ -51,6 +53,11 @@ class Plan:
 
     def rows(self, regime: Regime, segment: str) -> list[ForwardShape]:
         """As many different shapes as there are monomials, and some more."""
+        within = self._rows(regime, segment, self.most_tokens)
+        wanted = len(columns_of(self.structure, regime, segment, keeps_logits=self.keeps_logits)) + _SURPLUS
+        return within if len(within) == wanted or self.most_tokens is None else self._rows(regime, segment, None)
+
+    def _rows(self, regime: Regime, segment: str, most_tokens: int | None) -> list[ForwardShape]:
         structure = self.structure
         columns = columns_of(structure, regime, segment, keeps_logits=self.keeps_logits)
         source = random.Random(f"{regime} {segment}")  # noqa: S311 - the same shapes every time, no secret
@@ -62,6 +69,8 @@ class Plan:
                 regime_of(q, past) != regime or segment_of(structure, regime, q, past) != segment
             ):
                 continue
+            if most_tokens is not None and past + q > most_tokens:
+                continue
             if self._ambiguity(q, past) > 3 * attempt // _TRIES and SHORT not in segment:
                 continue
             row = self._row(regime, q, past, source, single=len(rows) == wanted - 1)
@@ -71,7 +80,7 @@ class Plan:
         return list(rows.values())
 
     def followed(self, regime: Regime, segment: str) -> list[ForwardShape]:
-        """Batches whose memory is to be followed: some at both ends of the segment, the others between.
+        """Batches whose memory is to be followed: some at both ends of the segment or of what runs, the others between.
 
         A moment that is below another one at all ends is below it everywhere between them, since bytes are a
         product of powers of one in each letter.
@@ -90,6 +99,8 @@ class Plan:
         """The shortest and the longest lengths in a segment, of those tried."""
         chunk = self.structure.scan_chunk or 0
         limits = {1, 2, 3, 4, 5, chunk - 1, chunk + 1, 4001}
+        if self.most_tokens is not None:
+            limits |= {self.most_tokens - 1, self.most_tokens}
         for window in self.structure.windows:
             limits |= {window - 2, window - 1, window, window + 1, 2 * window + 1, 4 * window + 1}
         lengths = sorted(limit for limit in limits if limit > 0 and not (chunk and limit % chunk == 0))
@@ -101,6 +112,8 @@ class Plan:
             for past in ([0] if regime == "prefill" or segment == "first" else lengths)
             if regime_of(q, past) == regime and segment_of(self.structure, regime, q, past) == segment
         ]
+        if self.most_tokens is not None:
+            found = [lens for lens in found if sum(lens) <= self.most_tokens] or found
         by_length = sorted(found, key=sum)
         return [by_length[0], by_length[-1]] if len(by_length) > 1 else by_length
 

@@ -97,10 +97,16 @@ def expert_kind(seen: Seen, shape: ForwardShape) -> tuple[int, int] | None:
     if seen.name == GROUPED_MM:
         rows, experts = seen.operands[:2]
         return int(experts.shape[0]), int(rows.shape[0]) // shape.tokens
-    if seen.kind == "gather" and seen.inputs[0].dim() > _MATRIX and seen.outputs:
-        copies = int(seen.outputs[0].shape[0])
-        if copies >= shape.tokens and copies % shape.tokens == 0:
-            return int(seen.inputs[0].shape[0]), copies // shape.tokens
+    if seen.kind == "gather" and seen.inputs[0].dim() > _MATRIX:
+        return _gathered_kind(seen, shape)
+    return None
+
+
+def _gathered_kind(seen: Seen, shape: ForwardShape) -> tuple[int, int] | None:
+    """(entries, entries per token) of a gather along the first dimension; None where it is not by token."""
+    copies = int(seen.outputs[0].shape[0]) if seen.outputs else 0
+    if copies >= shape.tokens and copies % shape.tokens == 0:
+        return int(seen.inputs[0].shape[0]), copies // shape.tokens
     return None
 
 
@@ -180,7 +186,7 @@ class Tally:
         if seen.kind in _CACHE_KINDS and any(storage_key(out) in self.cache_keys for out in seen.outputs):
             return "kv-cache"
         if seen.kind == "gather" and self._parameter(seen.inputs[0]) is not None:
-            return "embedding" if seen.inputs[0].dim() <= _MATRIX else "other"
+            return "embedding" if self._experts_of(seen) is None else "other"
         if seen.kind != "view" and any(self._is_scores(out) for out in seen.outputs):
             return "attention scores" if seen.scope is not None else "mask"
         if seen.kind == "copy" and seen.scope is not None and _is_expanded(seen.inputs[0]):
@@ -276,9 +282,17 @@ class Tally:
             return inputs[0] + self._expert_bytes(seen) + written
         return sum(inputs) + written
 
+    def _experts_of(self, seen: Seen) -> tuple[int, int] | None:
+        """As `expert_kind`, and so for the biases of experts: stacked vectors, of which each row gathers its own."""
+        kind = expert_kind(seen, self.shape)
+        if kind is None and seen.kind == "gather" and seen.inputs[0].dim() == _MATRIX == seen.outputs[0].dim():
+            kind = _gathered_kind(seen, self.shape)
+            return kind if kind in {known for known, _ in self.shape.experts} else None
+        return kind
+
     def _expert_bytes(self, seen: Seen) -> int:
         """Bytes of as many experts as the shape assumes to be read."""
-        kind = expert_kind(seen, self.shape)
+        kind = self._experts_of(seen)
         stacked = seen.operands[1] if seen.name == GROUPED_MM else seen.inputs[0]
         each = distinct_bytes(stacked) // stacked.shape[0]
         return each * next((count for known, count in self.shape.experts if known == kind), int(stacked.shape[0]))
@@ -303,7 +317,7 @@ class Tally:
     def _gather(self, seen: Seen, group: str, times: int) -> None:
         source, out = seen.inputs[0], seen.outputs[0]
         key = storage_key(source)
-        if expert_kind(seen, self.shape) is None:
+        if self._experts_of(seen) is None:
             self._gathered.append((key, group, times * distinct_bytes(out)))
             return
         self.notes.add(_EXPERT_NOTE)

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from inferscope import notices
+from inferscope.analysis.kernels import product_shape
 from inferscope.errors import CalibrationError, SettingError, UnknownDeviceError
-from inferscope.hardware import calibration_file, cpu_roofs, cuda_roofs, host_costs, probe
+from inferscope.hardware import calibration_file, cpu_roofs, cuda_roofs, host_costs, nvml, probe
+from inferscope.hardware.conditions import Conditions
 from inferscope.hardware.cpu_roofs import RejectedError
 from inferscope.settings import Settings
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from inferscope.specs import Ceiling, DeviceSpec
+    from inferscope.specs import Ceiling, DeviceSpec, ModelSpec
 
 __all__ = ["cached", "calibrate", "current_device_spec", "load"]
 
@@ -38,6 +40,9 @@ _CACHE_S = 0.8
 _DISPATCH_S = 0.5
 _MODULE_S = 0.6
 _SYNC_S = 0.3
+_BESIDE_S = 0.5
+_MOST_PRODUCTS = 8
+_PRODUCT = "product_"
 
 
 _Found: TypeAlias = "dict[tuple[str, str], Ceiling]"
@@ -59,6 +64,7 @@ def calibrate(
     dtypes: tuple[str, ...] = ("float32", "bfloat16"),
     cache_dir: Path | None = None,
     refresh: bool = False,
+    model: ModelSpec | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> DeviceSpec:
     """The device with its measured ceilings: those in the file, and what is missing there is measured now.
@@ -74,16 +80,20 @@ def calibrate(
         dtypes: Of the matrix products, among float32, float16, bfloat16 and float64.
         cache_dir: Folder of the file; None for the one in the settings.
         refresh: Measure everything anew, for instance after a calibration that was made under load.
+        model: On a GPU: its own layers are measured too, the largest eight, and raise the ceiling of its dtype where
+            one of them is faster than the shapes that are always tried.
         progress: Called before each resource with its name and the share done so far (0..1), and at the end.
 
     Raises:
         UnknownDeviceError: There is no such device, or it is of a kind that is not measured.
-        SettingError: A dtype is not among those above.
+        SettingError: A dtype is not among those above, or a model was given for a CPU, or one without counted
+            operators or without one of these dtypes.
     """
     identity = probe.identify(device)
     if identity.kind not in {"cpu", "cuda"}:
         raise UnknownDeviceError(f"no calibration for {device!r}: only cpu and cuda devices are measured")
     _check_dtypes(dtypes)
+    layers = _layers(identity, model)
     path = calibration_file.file_of(_folder(cache_dir), identity.key)
     kept = None
     # A file that cannot be used is no news here: measuring anew is the remedy.
@@ -92,7 +102,7 @@ def calibrate(
     if kept is not None:
         dtypes = tuple(dict.fromkeys((*kept.dtypes, *dtypes)))
     found = {} if kept is None or refresh else _ceilings(kept.device)
-    steps = [step for step in _steps(identity, device, dtypes) if (step.attribute, step.dtype) not in found]
+    steps = [step for step in _steps(identity, device, dtypes, layers) if (step.attribute, step.dtype) not in found]
     if kept is not None and not steps:
         return kept.device
     spec = _measure(identity, steps, found, progress)
@@ -160,6 +170,25 @@ def _check_dtypes(dtypes: tuple[str, ...]) -> None:
         raise SettingError(f"dtypes={dtypes!r}: expected a tuple of {', '.join(calibration_file.DTYPES)}")
 
 
+def _layers(identity: DeviceSpec, model: ModelSpec | None) -> tuple[tuple[str, int, int], ...]:
+    """(dtype, inputs, outputs) of a model's largest linear layers.
+
+    Raises:
+        SettingError: It is for a CPU, or has no counted operators, or no dtype that is measured.
+    """
+    if model is None:
+        return ()
+    if identity.kind != "cuda":
+        raise SettingError(f"model={model.name!r}: a model's own layers are measured on a CUDA device only")
+    if model.cost is None or model.dtype not in calibration_file.DTYPES:
+        raise SettingError(
+            f"model={model.name!r}: no counted operators, or a dtype ({model.dtype}) that is not measured"
+        )
+    shapes = {shape for entry in model.cost.operators if (shape := product_shape(entry.group)) is not None}
+    largest = sorted(shapes, key=lambda shape: (-shape[0] * shape[1], shape))[:_MOST_PRODUCTS]
+    return tuple((model.dtype, inputs, outputs) for inputs, outputs in largest)
+
+
 def _stored(identity: DeviceSpec, cache_dir: Path | None) -> DeviceSpec | None:
     if not identity.key:
         return None
@@ -212,9 +241,12 @@ def _version() -> str:
         return "unknown"
 
 
-def _steps(identity: DeviceSpec, device: str, dtypes: tuple[str, ...]) -> list[_Step]:
+def _steps(
+    identity: DeviceSpec, device: str, dtypes: tuple[str, ...], layers: tuple[tuple[str, int, int], ...] = ()
+) -> list[_Step]:
     target = probe.parse_device(device)
-    steps = _cuda_steps(identity, target, dtypes) if identity.kind == "cuda" else _cpu_steps(identity, dtypes)
+    on_gpu = identity.kind == "cuda"
+    steps = _cuda_steps(identity, target, dtypes, layers) if on_gpu else _cpu_steps(identity, dtypes)
     return [
         *steps,
         _Step(
@@ -270,43 +302,62 @@ def _cpu_steps(identity: DeviceSpec, dtypes: tuple[str, ...]) -> list[_Step]:
     return [*products, *vectors, *copies]
 
 
-def _cuda_steps(identity: DeviceSpec, target: torch.device, dtypes: tuple[str, ...]) -> list[_Step]:
-    """The same resources on a GPU. Not yet confirmed on hardware."""
-    row, cache = probe.datasheet(str(target)), identity.cache_bytes
+def _cuda_steps(
+    identity: DeviceSpec, target: torch.device, dtypes: tuple[str, ...], layers: tuple[tuple[str, int, int], ...]
+) -> list[_Step]:
+    """The same resources on a GPU, and what is measured beside them. Not yet confirmed on hardware."""
+    row = probe.datasheet(str(target))
     bandwidth = None if row is None else row.copy_bytes_per_s
+    roofs = cuda_roofs.CudaRoofs(target, identity.cache_bytes, Conditions(identity.key, nvml.shared().read))
 
-    def believed(measure: Callable[[], Ceiling], published: Ceiling | None) -> Callable[[], Ceiling]:
-        return lambda: cuda_roofs.within_datasheet(measure(), row, published)
+    def step(label: str, name: str, measure: Callable[[], Ceiling], published: Ceiling | None, dtype: str) -> _Step:
+        return _Step(
+            label=label,
+            attribute=name,
+            dtype=dtype,
+            run=lambda: cuda_roofs.within_datasheet(measure(), row, published),
+        )
 
     steps = []
     for dtype in dtypes:
-        # With reduced float32 precision allowed, a float32 product runs on the tensor cores.
-        listed = "tf32" if dtype == "float32" and probe.float32_precision() != "highest" else dtype
-        kind = getattr(torch, dtype)
+        kind, peak = getattr(torch, dtype), _published_peak(row, dtype)
+        gemm = functools.partial(roofs.gemm, kind, _COMPUTE_S)
+        gemv = functools.partial(roofs.gemv, kind, _GEMV_S)
         steps += [
-            _Step(
-                label=f"matrix product in {dtype}",
-                attribute="compute_flops_per_s",
-                dtype=dtype,
-                run=believed(
-                    functools.partial(cuda_roofs.gemm, kind, target, cache, _COMPUTE_S),
-                    None if row is None else row.compute_flops_per_s.get(listed),
-                ),
-            ),
-            _Step(
-                label=f"matrix times vector in {dtype}",
-                attribute="gemv_bytes_per_s",
-                dtype=dtype,
-                run=believed(functools.partial(cuda_roofs.gemv, kind, target, cache, _GEMV_S), bandwidth),
-            ),
+            step(f"matrix product in {dtype}", "compute_flops_per_s", gemm, peak, dtype),
+            step(f"matrix times vector in {dtype}", "gemv_bytes_per_s", gemv, bandwidth, dtype),
         ]
-    copy = functools.partial(cuda_roofs.copy, target, cache, _COPY_S)
-    in_cache = functools.partial(cuda_roofs.cache_copy, target, cache, _CACHE_S)
-    return [
-        *steps,
-        _Step(label="copy past the cache", attribute="copy_bytes_per_s", run=believed(copy, bandwidth)),
-        _Step(label="copy inside the cache", attribute="cache_bytes_per_s", run=in_cache),
+    in_cache = functools.partial(roofs.cache_copy, _CACHE_S)
+    steps += [
+        step("copy past the cache", "copy_bytes_per_s", functools.partial(roofs.copy, _COPY_S), bandwidth, ""),
+        step("copy inside the cache", "cache_bytes_per_s", in_cache, None, ""),
+        step("triad", "beside", functools.partial(roofs.triad, _BESIDE_S), bandwidth, "triad_bytes_per_s"),
+        step("fill", "beside", functools.partial(roofs.fill, _BESIDE_S), bandwidth, "fill_bytes_per_s"),
+        step("node of a graph", "beside", functools.partial(roofs.graph_node_ns, _BESIDE_S), None, "graph_node_ns"),
     ]
+    for dtype, inputs, outputs in layers:
+        product = functools.partial(roofs.product, getattr(torch, dtype), inputs, outputs, _BESIDE_S)
+        size = f"{dtype}_{inputs}x{outputs}"
+        label, peak = f"layer {inputs} x {outputs} in {dtype}", _published_peak(row, dtype)
+        steps.append(step(label, "beside", product, peak, f"{_PRODUCT}{size}_flops_per_s"))
+    return steps
+
+
+def _published_peak(row: DeviceSpec | None, dtype: str) -> Ceiling | None:
+    # With reduced float32 precision allowed, a float32 product runs on the tensor cores.
+    listed = "tf32" if dtype == "float32" and probe.float32_precision() != "highest" else dtype
+    return None if row is None else row.compute_flops_per_s.get(listed)
+
+
+def _raised(found: _Found) -> _Found:
+    """The same, the ceiling of a dtype no lower than what a layer of some model reached in it."""
+    raised = dict(found)
+    for (attribute, name), product in found.items():
+        dtype = name.removeprefix(_PRODUCT).partition("_")[0]
+        peak = raised.get(("compute_flops_per_s", dtype))
+        if attribute == "beside" and name.startswith(_PRODUCT) and peak is not None and product.value > peak.value:
+            raised["compute_flops_per_s", dtype] = product
+    return raised
 
 
 def _measure(
@@ -328,6 +379,7 @@ def _measure(
                 rejected.append(f"{step.label}: {type(error).__name__}: {reason}")
     if progress is not None:
         progress("done", 1.0)
+    found = _raised(found)
     return replace(
         identity,
         compute_flops_per_s=_by_dtype(found, "compute_flops_per_s"),
@@ -337,19 +389,22 @@ def _measure(
         dispatch_ns=found.get(("dispatch_ns", "")),
         module_op_ns=found.get(("module_op_ns", "")),
         sync_ns=found.get(("sync_ns", "")),
+        beside=_by_dtype(found, "beside"),
         measured_unix_ns=time.time_ns(),
         rejected=tuple(rejected),
     )
 
 
 def _by_dtype(found: _Found, attribute: str) -> dict[str, Ceiling]:
+    """By dtype, and what stands beside the ceilings by name."""
     return {dtype: roof for (name, dtype), roof in found.items() if name == attribute}
 
 
 def _ceilings(spec: DeviceSpec) -> _Found:
-    """The ceilings a device has, by attribute and dtype ("" where the attribute has none)."""
+    """The ceilings a device has, by attribute and dtype, or name ("" where the attribute has neither)."""
     found = {("compute_flops_per_s", dtype): roof for dtype, roof in spec.compute_flops_per_s.items()}
     found |= {("gemv_bytes_per_s", dtype): roof for dtype, roof in spec.gemv_bytes_per_s.items()}
+    found |= {("beside", name): roof for name, roof in spec.beside.items()}
     scalars = {
         "copy_bytes_per_s": spec.copy_bytes_per_s,
         "cache_bytes_per_s": spec.cache_bytes_per_s,

@@ -35,6 +35,7 @@ _REMEDY = "measure again with inferscope.calibrate(refresh=True)"
 _FLOPS_PER_S = (1e6, 1e18)
 _BYTES_PER_S = (1e6, 1e16)
 _NS = (1.0, 1e9)
+_BY_UNIT = {"_flops_per_s": _FLOPS_PER_S, "_bytes_per_s": _BYTES_PER_S, "_ns": _NS}
 _COUNT_LIMIT = 1 << 62
 
 
@@ -116,9 +117,11 @@ def read_device(path: Path) -> DeviceSpec:
             device = msgspec.json.decode(stream.read(_LARGEST_FILE_BYTES), type=DeviceSpec)
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CalibrationError(f"{path}: not what `inferscope calibrate --json` prints: {error}") from error
-    for name, roof, (low, high) in _ceilings(device):
-        if not (math.isfinite(roof.value) and low <= roof.value <= high):
-            raise CalibrationError(f"{path}: {name} is {roof.value:g}, which no device has")
+    try:
+        for name, roof, limits in _ceilings(device):
+            _check_value(name, roof, limits)
+    except ValueError as error:
+        raise CalibrationError(f"{path}: {error}") from error
     return device
 
 
@@ -171,12 +174,21 @@ def _ceilings(device: DeviceSpec) -> Iterator[tuple[str, Ceiling, tuple[float, f
         roof = getattr(device, name)
         if roof is not None:
             yield name, roof, limits
+    for name, roof in device.beside.items():
+        unit = next((unit for unit in _BY_UNIT if name.endswith(unit)), None)
+        if unit is None:
+            raise ValueError(f"the name of {name!r} does not end in a unit")
+        yield name, roof, _BY_UNIT[unit]
 
 
-def _check_ceiling(name: str, roof: Ceiling, limits: tuple[float, float]) -> None:
+def _check_value(name: str, roof: Ceiling, limits: tuple[float, float]) -> None:
     low, high = limits
     if not (math.isfinite(roof.value) and low <= roof.value <= high):
         raise ValueError(f"{name} is {roof.value:g}, which no device has")
+
+
+def _check_ceiling(name: str, roof: Ceiling, limits: tuple[float, float]) -> None:
+    _check_value(name, roof, limits)
     if roof.source != "measured":
         raise ValueError(f"{name} is called {roof.source}, a calibration holds what was measured")
     if roof.spread is None or not 0 <= roof.spread <= MAX_SPREAD:

@@ -2,7 +2,8 @@
 
 Each reading is the time between two events on one stream with nothing else in it. The host queues the work of a
 reading faster than the device does it, since each lasts a millisecond or more, so the time between the events
-is the device's.
+is the device's. A reading while heat or hardware holds the clocks down is none of what the device can do, and is left
+out; the clocks and the power that the others were taken at stand in the ceiling's note.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,9 +23,11 @@ from inferscope.hardware.stability import collect
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from inferscope.hardware.conditions import Conditions
+    from inferscope.hardware.stability import Outcome
     from inferscope.specs import Ceiling, DeviceSpec
 
-__all__ = ["cache_copy", "copy", "gemm", "gemv", "within_datasheet"]
+__all__ = ["CudaRoofs", "within_datasheet"]
 
 # (M, N, K): large squares, and the two products of an 8B model's feed-forward layer.
 GEMM_SHAPES = (
@@ -45,74 +49,201 @@ _EVICTED_CACHES = 2
 _LEAST_ARRAY_BYTES = 256 << 20
 _CACHE_SHARE = 4
 _OVER_DATASHEET = 1.05
+_OWN_ROWS = (1024, 4096)
+_NODES = 200
 
 
-def gemm(dtype: torch.dtype, device: torch.device, cache_bytes: int | None, budget_s: float) -> Ceiling:
-    """Most floating-point operations per second in a matrix product, last-level cache emptied in between.
+class CudaRoofs:
+    """Measures one GPU."""
 
-    Inputs are normally distributed: constant ones draw less power, and the clock would be higher than in use.
+    def __init__(self, device: torch.device, cache_bytes: int | None, conditions: Conditions) -> None:
+        """Measure nothing yet.
 
-    Raises:
-        RejectedError: No shape gave stable readings.
-    """
-    generator = torch.Generator(device).manual_seed(0)
-    evict = torch.zeros(_past(cache_bytes, _EVICTED_CACHES), dtype=torch.uint8, device=device)
-    roofs: list[Ceiling] = []
-    reasons: list[str] = []
-    for m, n, k in GEMM_SHAPES:
-        x = torch.randn((m, k), generator=generator, device=device, dtype=torch.float32).to(dtype)
-        weight = torch.randn((n, k), generator=generator, device=device, dtype=torch.float32).to(dtype).t()
-        out = torch.zeros((m, n), device=device, dtype=dtype)
-        run = functools.partial(torch.mm, x, weight, out=out)
-        read = _rate(run, 2.0 * m * n * k, device, evict)
-        _try(read, f"M x N x K = {m} x {n} x {k}", budget_s / len(GEMM_SHAPES), roofs, reasons)
-    return _best(roofs, reasons)
+        Args:
+            device: Which GPU.
+            cache_bytes: Size of its last-level cache; None where it is unknown.
+            conditions: Looked at after each reading.
+        """
+        self._device = device
+        self._cache_bytes = cache_bytes
+        self._conditions = conditions
 
+    def gemm(
+        self, dtype: torch.dtype, budget_s: float, shapes: tuple[tuple[int, int, int], ...] = GEMM_SHAPES
+    ) -> Ceiling:
+        """Most floating-point operations per second in a matrix product, last-level cache emptied in between.
 
-def copy(device: torch.device, cache_bytes: int | None, budget_s: float) -> Ceiling:
-    """Bytes per second of a copy past the last-level cache, read plus written.
+        Inputs are normally distributed: constant ones draw less power, and the clock would be higher than in use.
 
-    Raises:
-        RejectedError: The readings were not stable.
-    """
-    return _copy(device, _past(cache_bytes, _COPY_CACHES), budget_s)
+        Args:
+            dtype: Of inputs and result.
+            budget_s: Seconds to spend.
+            shapes: (M, N, K) of the products of which the best counts.
 
+        Raises:
+            RejectedError: No shape gave stable readings.
+        """
+        evict = torch.zeros(self._past(_EVICTED_CACHES), dtype=torch.uint8, device=self._device)
+        generator = self._generator()
+        roofs: list[Ceiling] = []
+        reasons: list[str] = []
+        for m, n, k in shapes:
+            x, weight = self._normal((m, k), dtype, generator), self._normal((n, k), dtype, generator).t()
+            out = torch.zeros((m, n), device=self._device, dtype=dtype)
+            seconds = self._seconds(functools.partial(torch.mm, x, weight, out=out), evict)
+            rate = _per_second(seconds, 2.0 * m * n * k)
+            self._try(rate, f"M x N x K = {m} x {n} x {k}", budget_s / len(shapes), roofs, reasons)
+        return _best(roofs, reasons)
 
-def cache_copy(device: torch.device, cache_bytes: int | None, budget_s: float) -> Ceiling:
-    """Bytes per second of a copy whose two arrays take half of the last-level cache, read plus written.
+    def product(self, dtype: torch.dtype, inputs: int, outputs: int, budget_s: float) -> Ceiling:
+        """The same for one linear layer of a model, over many tokens.
 
-    Raises:
-        RejectedError: The cache's size is unknown, or the readings were not stable.
-    """
-    if cache_bytes is None:
-        raise RejectedError("the size of the last-level cache is not known")
-    return _copy(device, cache_bytes // _CACHE_SHARE, budget_s)
+        Args:
+            dtype: Of inputs and result.
+            inputs: Width of what goes in.
+            outputs: Width of what comes out.
+            budget_s: Seconds to spend.
 
+        Raises:
+            RejectedError: No number of tokens gave stable readings.
+        """
+        return self.gemm(dtype, budget_s, tuple((rows, outputs, inputs) for rows in _OWN_ROWS))
 
-def gemv(dtype: torch.dtype, device: torch.device, cache_bytes: int | None, budget_s: float) -> Ceiling:
-    """Weight bytes per second of `F.linear` for one token, over weights of four caches in turn: a reading roof.
+    def gemv(self, dtype: torch.dtype, budget_s: float) -> Ceiling:
+        """Weight bytes per second of `F.linear` for one token, over weights of four caches in turn: a reading roof.
 
-    Raises:
-        RejectedError: No shape gave stable readings.
-    """
-    generator = torch.Generator(device).manual_seed(0)
-    size = _past(cache_bytes, _WEIGHT_CACHES)
-    roofs: list[Ceiling] = []
-    reasons: list[str] = []
-    for n, k in GEMV_SHAPES:
-        one = torch.randn((n, k), generator=generator, device=device, dtype=torch.float32).to(dtype)
-        one_bytes = one.numel() * one.element_size()
-        weights = [one, *(one.clone() for _ in range(-(-size // one_bytes) - 1))]
-        x = torch.randn((1, 1, k), generator=generator, device=device, dtype=torch.float32).to(dtype)
+        Raises:
+            RejectedError: No shape gave stable readings.
+        """
+        generator, size = self._generator(), self._past(_WEIGHT_CACHES)
+        roofs: list[Ceiling] = []
+        reasons: list[str] = []
+        for n, k in GEMV_SHAPES:
+            one = self._normal((n, k), dtype, generator)
+            one_bytes = one.numel() * one.element_size()
+            weights = [one, *(one.clone() for _ in range(-(-size // one_bytes) - 1))]
+            x = self._normal((1, 1, k), dtype, generator)
 
-        def run(weights: list[torch.Tensor] = weights, x: torch.Tensor = x) -> None:
-            for weight in weights:
-                functional.linear(x, weight)
+            def run(weights: list[torch.Tensor] = weights, x: torch.Tensor = x) -> None:
+                for weight in weights:
+                    functional.linear(x, weight)
 
-        read = _rate(run, float(one_bytes * len(weights)), device, None)
-        what = f"F.linear of one token over {one_bytes * len(weights) >> 20} MiB of {n} x {k} weights in turn"
-        _try(read, what, budget_s / len(GEMV_SHAPES), roofs, reasons)
-    return _best(roofs, reasons)
+            rate = _per_second(self._seconds(run), float(one_bytes * len(weights)))
+            what = f"F.linear of one token over {one_bytes * len(weights) >> 20} MiB of {n} x {k} weights in turn"
+            self._try(rate, what, budget_s / len(GEMV_SHAPES), roofs, reasons)
+        return _best(roofs, reasons)
+
+    def copy(self, budget_s: float) -> Ceiling:
+        """Bytes per second of a copy past the last-level cache, read plus written.
+
+        Raises:
+            RejectedError: The readings were not stable.
+        """
+        return self._copy(self._past(_COPY_CACHES), budget_s)
+
+    def cache_copy(self, budget_s: float) -> Ceiling:
+        """Bytes per second of a copy whose two arrays take half of the last-level cache, read plus written.
+
+        Raises:
+            RejectedError: The cache's size is unknown, or the readings were not stable.
+        """
+        if self._cache_bytes is None:
+            raise RejectedError("the size of the last-level cache is not known")
+        return self._copy(self._cache_bytes // _CACHE_SHARE, budget_s)
+
+    def triad(self, budget_s: float) -> Ceiling:
+        """Bytes per second of a = b + 3 c past the last-level cache, read plus written: two parts reading, one writing.
+
+        Raises:
+            RejectedError: The readings were not stable.
+        """
+        size = self._past(_COPY_CACHES)
+        first, second = self._array(size), self._array(size)
+        out = torch.zeros_like(first)
+        run = functools.partial(torch.add, first, second, alpha=3.0, out=out)
+        rate = _per_second(self._seconds(run), 3.0 * first.numel() * 4)
+        return self._roof(rate, f"a = b + 3 c over three arrays of {size >> 20} MiB, read + written bytes", budget_s)
+
+    def fill(self, budget_s: float) -> Ceiling:
+        """Bytes per second of writing one number everywhere, past the last-level cache: nothing is read.
+
+        Raises:
+            RejectedError: The readings were not stable.
+        """
+        size = self._past(_COPY_CACHES)
+        target = self._array(size)
+        rate = _per_second(self._seconds(functools.partial(target.fill_, 1.0)), float(target.numel() * 4))
+        return self._roof(rate, f"fill of an array of {size >> 20} MiB, written bytes", budget_s)
+
+    def graph_node_ns(self, budget_s: float) -> Ceiling:
+        """Device nanoseconds of one node of a replayed CUDA graph: what a kernel costs that does next to nothing.
+
+        Each node adds to the same element, so that none begins before the one before has ended. The host takes no
+        part but for one call for all of them.
+
+        Raises:
+            RejectedError: The readings were not stable.
+        """
+        seconds = self._seconds(_chain(self._device))
+        outcome = self._collect(lambda: 1e9 * seconds() / _NODES, budget_s, highest=False)
+        return self._ceiling(outcome, f"replay of a graph of {_NODES} additions to one element, one after another")
+
+    def _copy(self, size_bytes: int, budget_s: float) -> Ceiling:
+        source = self._array(size_bytes)
+        target = torch.zeros_like(source)
+        rate = _per_second(self._seconds(functools.partial(target.copy_, source)), 2.0 * source.numel() * 4)
+        return self._roof(rate, f"copy between two arrays of {size_bytes >> 20} MiB, read + written bytes", budget_s)
+
+    def _roof(self, rate: Callable[[], float], what: str, budget_s: float) -> Ceiling:
+        return self._ceiling(self._collect(rate, budget_s, highest=True), what)
+
+    def _try(
+        self, rate: Callable[[], float], what: str, budget_s: float, roofs: list[Ceiling], reasons: list[str]
+    ) -> None:
+        try:
+            roofs.append(self._roof(rate, what, budget_s))
+        except RejectedError as error:
+            reasons.append(str(error))
+
+    def _collect(self, read: Callable[[], float], budget_s: float, *, highest: bool) -> Outcome:
+        self._conditions.begin()
+
+        def checked() -> float:
+            value = read()
+            return value if self._conditions.undisturbed() else math.nan
+
+        return collect(checked, budget_s=budget_s, highest=highest, least_readings=_READINGS)
+
+    def _ceiling(self, outcome: Outcome, what: str) -> Ceiling:
+        if outcome.window is None and self._conditions.slowed:
+            held = ", ".join(self._conditions.slowed)
+            raise RejectedError(f"clocks were held down meanwhile ({held}): {outcome.reason}")
+        roof = ceiling(outcome, what)
+        return replace(roof, note=f"{roof.note}; {self._conditions.words()}")
+
+    def _seconds(self, run: Callable[[], object], evict: torch.Tensor | None = None) -> Callable[[], float]:
+        """A reading of the device's seconds per run, after warm-ups that also settle the clocks."""
+        end = time.perf_counter() + _WARM_UP_S
+        for _ in range(_WARM_UPS):
+            run()
+            torch.cuda.synchronize(self._device)
+            if time.perf_counter() > end:  # a slow card has settled by then
+                break
+        once_s = _event_s(run, 1, self._device, evict)
+        repeats = 1 if evict is not None else max(1, math.ceil(_READING_S / max(once_s, 1e-7)))
+        return lambda: _event_s(run, repeats, self._device, evict) / repeats
+
+    def _past(self, times: int) -> int:
+        return max((self._cache_bytes or 0) * times, _LEAST_ARRAY_BYTES)
+
+    def _array(self, size_bytes: int) -> torch.Tensor:
+        return self._normal((size_bytes // 4,), torch.float32, self._generator())
+
+    def _normal(self, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=self._device, dtype=torch.float32).to(dtype)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator(self._device).manual_seed(0)
 
 
 def within_datasheet(roof: Ceiling, row: DeviceSpec | None, published: Ceiling | None) -> Ceiling:
@@ -129,51 +260,39 @@ def within_datasheet(roof: Ceiling, row: DeviceSpec | None, published: Ceiling |
     return roof
 
 
-def _copy(device: torch.device, size_bytes: int, budget_s: float) -> Ceiling:
-    generator = torch.Generator(device).manual_seed(0)
-    source = torch.randn(size_bytes // 4, generator=generator, device=device, dtype=torch.float32)
-    target = torch.zeros_like(source)
-    read = _rate(lambda: target.copy_(source), 2.0 * source.numel() * 4, device, None)
-    outcome = collect(read, budget_s=budget_s, highest=True, least_readings=_READINGS)
-    return ceiling(outcome, f"copy between two arrays of {size_bytes >> 20} MiB, read + written bytes")
-
-
-def _past(cache_bytes: int | None, times: int) -> int:
-    return max((cache_bytes or 0) * times, _LEAST_ARRAY_BYTES)
-
-
-def _try(read: Callable[[], float], what: str, budget_s: float, roofs: list[Ceiling], reasons: list[str]) -> None:
-    outcome = collect(read, budget_s=budget_s, highest=True, least_readings=_READINGS)
-    try:
-        roofs.append(ceiling(outcome, what))
-    except RejectedError as error:
-        reasons.append(str(error))
-
-
 def _best(roofs: list[Ceiling], reasons: list[str]) -> Ceiling:
     if not roofs:
         raise RejectedError(reasons[0])
     return max(roofs, key=lambda roof: roof.value)
 
 
-def _rate(
-    run: Callable[[], object], amount: float, device: torch.device, evict: torch.Tensor | None
-) -> Callable[[], float]:
-    """A reading of `amount` per second of device time, after warm-ups that also settle the clocks."""
-    end = time.perf_counter() + _WARM_UP_S
-    for _ in range(_WARM_UPS):
-        run()
-        torch.cuda.synchronize(device)
-        if time.perf_counter() > end:  # a slow card has settled by then
-            break
-    once_s = _event_s(run, 1, device, evict)
-    repeats = 1 if evict is not None else max(1, math.ceil(_READING_S / max(once_s, 1e-7)))
-
+def _per_second(seconds: Callable[[], float], amount: float) -> Callable[[], float]:
     def read() -> float:
-        seconds = _event_s(run, repeats, device, evict)
-        return amount * repeats / seconds if seconds > 0 else 0.0
+        passed_s = seconds()
+        return amount / passed_s if passed_s > 0 else math.nan
 
     return read
+
+
+def _chain(device: torch.device) -> Callable[[], None]:
+    """Replays a graph of additions to one element.
+
+    Other threads may use CUDA while it is captured: only this one's calls become part of it.
+    """
+    with torch.cuda.device(device):
+        one = torch.zeros(1, dtype=torch.float32, device=device)
+        one.add_(1.0)  # loads the kernel, which may not happen while capturing
+        torch.cuda.synchronize(device)
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            for _ in range(_NODES):
+                one.add_(1.0)
+    return functools.partial(_replay, graph, one)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, _element: torch.Tensor) -> None:
+    graph.replay()  # the graph works on the element's memory, which is kept alive with it
 
 
 def _event_s(run: Callable[[], object], repeats: int, device: torch.device, evict: torch.Tensor | None) -> float:

@@ -154,7 +154,7 @@ def collect(
 def _reason(series: Series, budget_s: float) -> str:
     if series.best is not None:
         return ""
-    disturbed = f", {series.disturbed} of {series.count} were disturbed by other work" if series.disturbed else ""
+    disturbed = f", {series.disturbed} of {series.count} were disturbed" if series.disturbed else ""
     if series.least_spread is None:
         usable = series.count - series.disturbed
         return f"{usable} readings in {budget_s:.1f} s are too few, {WINDOW} are needed{disturbed}"

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CeilingRow", "ceilings", "device_title", "roof_source"]
 
+_UNITS = {"_flops_per_s": "FLOP/s", "_bytes_per_s": "B/s", "_ns": "ns"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CeilingRow:
@@ -76,4 +78,9 @@ def _ceilings(device: DeviceSpec) -> list[tuple[str, Ceiling, str]]:
         ("operator in a module", device.module_op_ns, "ns"),
         ("read from device", device.sync_ns, "ns"),
     )
-    return found + [(name, ceiling, unit) for name, ceiling, unit in single if ceiling is not None]
+    found += [(name, ceiling, unit) for name, ceiling, unit in single if ceiling is not None]
+    for name, ceiling in sorted(device.beside.items()):
+        for ending, unit in _UNITS.items():
+            if name.endswith(ending):
+                found.append((name.removesuffix(ending).replace("_", " "), ceiling, unit))
+    return found

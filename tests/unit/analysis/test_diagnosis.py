@@ -163,24 +163,54 @@ def test_shares_sum_to_one_and_none_is_negative(flops, weight_bytes, calls, forw
     assert found.shares[found.bound] == max(found.shares.values())
 
 
+jitters_of_twenty = st.lists(
+    st.tuples(st.floats(-0.02, 0.02), st.floats(-0.02, 0.02)), min_size=20, max_size=20, unique=True
+)
+
+
+def confident_bounds(spec, forward_ns, between_ns, jitters):
+    """What runs of one workload that differ by jitter are said to be bound by, where the confidence is not low."""
+    runs = [
+        verdict(spec, forward_ns=round(forward_ns * (1 + inside)), between_ns=round(between_ns * (1 + outside)))
+        for inside, outside in jitters
+    ]
+    return {run.bound for run in runs if run.confidence != "low"}
+
+
 @given(
     flops=amounts,
     weight_bytes=amounts,
     calls=st.integers(1, 5000),
     forward_ns=st.integers(1_000, 10**9),
     between_ns=amounts,
-    jitters=st.lists(st.tuples(st.floats(-0.02, 0.02), st.floats(-0.02, 0.02)), min_size=20, max_size=20),
+    jitters=jitters_of_twenty,
 )
 @settings(max_examples=50)
 def test_twenty_runs_of_one_workload_have_one_verdict_or_a_low_confidence(
     flops, weight_bytes, calls, forward_ns, between_ns, jitters
 ):
     spec = model(flops=flops, weight_bytes=weight_bytes, calls=calls)
-    runs = [
-        verdict(spec, forward_ns=round(forward_ns * (1 + inside)), between_ns=round(between_ns * (1 + outside)))
-        for inside, outside in jitters
-    ]
-    assert len({run.bound for run in runs if run.confidence != "low"}) <= 1
+    assert len(confident_bounds(spec, forward_ns, between_ns, jitters)) <= 1
+
+
+@given(
+    flops=st.floats(6, 9).map(lambda power: round(10**power)),
+    weight_bytes=st.floats(6, 9).map(lambda power: round(10**power)),
+    calls=st.integers(1, 30),
+    slack=st.floats(1.0, 3.0),
+    jitters=jitters_of_twenty,
+)
+@settings(max_examples=50)
+def test_twenty_runs_at_the_border_of_two_verdicts_have_none_of_them_with_confidence(
+    flops, weight_bytes, calls, slack, jitters
+):
+    """Overhead as large as the largest other share: jitter alone decides which of the two is the largest."""
+    spec = model(flops=flops, weight_bytes=weight_bytes, calls=calls)
+    forward_ns = round(slack * max(flops / 100, weight_bytes / 9))
+    shares = verdict(spec, forward_ns=forward_ns).shares
+    others = max(share for name, share in shares.items() if name != "overhead")
+    between_ns = max(0.0, others - shares["overhead"]) * forward_ns
+    assert len(confident_bounds(spec, forward_ns, between_ns, jitters)) <= 1
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -52,6 +53,9 @@ CPU = DeviceSpec(
     module_op_ns=roof(2_500.0),
     memory_bytes=1 << 36,
 )
+
+MEASURED = Path(__file__).parents[3] / "benchmarks" / "results" / "prediction-cpu.json"
+CLAIMED_RATE = 0.8
 
 
 # gpt-fast's README: A100-80GB, one sequence, five prompt tokens, 200 new ones, compiled. The shares at which
@@ -344,6 +348,22 @@ def test_a_trace_is_a_prediction_s_model_too_and_may_be_carried_to_another_devic
 def test_a_trace_that_says_nothing_about_it_is_refused(record, asked, why):
     with pytest.raises(PredictionError, match=why):
         predict(LLAMA, record=record, **asked)
+
+
+@pytest.mark.parametrize(("method", "kernels"), [("roofs", False), ("kernels", True)])
+def test_intervals_hold_what_was_measured_as_often_as_they_claim(method, kernels):
+    """By the readings that are kept: the middle of each prediction, and the width that is claimed now."""
+    rows = [row for row in json.loads(MEASURED.read_text())["results"]["rows"] if row["method"] == method]
+    off = [
+        abs(math.log(row["measured_ms"][name] / row["predicted_ms"][name][1]))
+        for row in rows
+        for name in row["measured_ms"]
+    ]
+    point = KernelPoint(kind="product", group="linear 1x1", size=1.0, call_ns=1.0)
+    times = KernelTimes(device_key=CPU.key, dtype="bfloat16", points=(point,)) if kernels else None
+    claimed = machine_of(CPU, "bfloat16", kernels=times).device_spread
+    assert len(off) >= 100
+    assert sum(each <= claimed for each in off) >= CLAIMED_RATE * len(off)
 
 
 def test_measured_operators_replace_the_roofs():

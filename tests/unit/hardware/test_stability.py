@@ -134,7 +134,7 @@ def test_the_least_number_of_readings_is_taken():
 def test_the_reason_says_what_was_wrong():
     clock = Clock(step_s=0.1)
     outcome = collect(clock.read([1.0, math.nan, 1.0, math.nan, 1.0]), budget_s=0.45, highest=True, clock=clock)
-    assert outcome.reason == "3 readings in 0.5 s are too few, 9 are needed, 2 of 5 were disturbed by other work"
+    assert outcome.reason == "3 readings in 0.5 s are too few, 9 are needed, 2 of 5 were disturbed"
     clock = Clock(step_s=0.1)
     outcome = collect(clock.read(1.0 + index % 2 for index in count()), budget_s=2.0, highest=True, clock=clock)
     assert re.fullmatch(r"no 9 readings agreed within 5% in 2.0 s \(closest 3\d%\)", outcome.reason)

@@ -25,11 +25,13 @@ __all__ = [
     "long_context_decode",
     "many_operators",
     "offloaded",
+    "product_flops_per_s",
     "tiny",
     "weight_decode",
     "wide_dtype",
 ]
 
+_HIDDEN, _WIDE, _PROMPT = 2048, 8192, 512
 _CONTEXT = 4096
 _SEQUENCES = 8
 _HEADS = 4
@@ -48,8 +50,17 @@ def wide_dtype(_device: DeviceSpec) -> Live:
 
 
 def _prefill(dtype: torch.dtype) -> Live:
-    model = llama(dtype=dtype, hidden_size=2048, intermediate_size=8192, num_attention_heads=16, num_hidden_layers=1)
-    return Live(model=model, inputs=prompt(512), options=lambda: fixed(1))
+    model = llama(
+        dtype=dtype, hidden_size=_HIDDEN, intermediate_size=_WIDE, num_attention_heads=16, num_hidden_layers=1
+    )
+    return Live(model=model, inputs=prompt(_PROMPT), options=lambda: fixed(1))
+
+
+def product_flops_per_s(dtype: torch.dtype) -> float:
+    """How fast torch does the largest products of `big_prefill` on this machine: the best of a few."""
+    tokens, weight = torch.randn(_PROMPT, _HIDDEN).to(dtype), torch.randn(_WIDE, _HIDDEN).to(dtype)
+    best_s = _best_s(lambda: torch.nn.functional.linear(tokens, weight))
+    return 2 * _PROMPT * _HIDDEN * _WIDE / best_s
 
 
 def weight_decode(device: DeviceSpec) -> Live:
