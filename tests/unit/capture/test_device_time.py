@@ -15,6 +15,7 @@ from inferscope.capture.busy import TIGHT, BusyTable, Kind, busy_of
 from inferscope.meters.device import PENDING_KEPT, DeviceMeter
 from inferscope.testing import DeviceTwin, FakeClock, TwinEvents
 from inferscope.testing import TwinRequest as Course
+from inferscope.testing.twin import TwinEvent
 from inferscope.testing.twin_request import TwinModel as Model
 
 US = 1_000
@@ -339,3 +340,31 @@ def test_random_long_course_closes():
     for index, sample in enumerate(record.pass_samples):
         assert sample.device.low_ns <= run.twin.busy_ns(index) + STAMPS_NS
         assert run.twin.busy_ns(index) <= sample.device.high_ns
+
+
+def test_a_model_on_two_devices_is_timed_from_the_first_beginning_to_the_last_end(monkeypatch):
+    """And no event is ever held against one of another device."""
+    elapsed = TwinEvent.elapsed_time
+
+    def on_one_device(start, end):
+        assert start._twin is end._twin
+        return elapsed(start, end)
+
+    monkeypatch.setattr(TwinEvent, "elapsed_time", on_one_device)
+    clock = FakeClock()
+    first, second = DeviceTwin(clock), DeviceTwin(clock)
+    meter = DeviceMeter([TwinEvents(first), TwinEvents(second)], clock.now_ns)
+    done, truths = [], []
+    for index in range(5):
+        meter.begin(synced=index % 2 == 0)
+        first.launch(40 * US, issue_ns=5 * US)
+        second.launch((300 if index else 3) * US, issue_ns=5 * US)
+        done += meter.end(index)
+        truths.append((first.last_interval[0], max(first.last_interval[1], second.last_interval[1])))
+        first.synchronize()
+        second.synchronize()
+    done += meter.close()
+    assert [one.token for one in done] == list(range(5))
+    for one, (began_ns, ended_ns) in zip(done, truths, strict=True):
+        assert began_ns - STAMPS_NS <= one.started_ns <= began_ns
+        assert abs(one.started_ns + one.elapsed_ns - ended_ns) <= STAMPS_NS
