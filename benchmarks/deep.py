@@ -8,6 +8,9 @@ the budget is a share of the process's time, and what all three kinds earn is sp
 recordings are rare, each with its 95 % interval; the difference between the first two is what this machine cannot
 resolve. The first requests are left out, since a model's first recordings are not waited for. Of the recordings it
 says what starting and stopping took, what their pass took against the others of its phase, and the closure.
+
+`injected`: time put into a layer's forward in Python, by what it really was, and what a recorded pass's Python gained
+over passes without, the least of each: load only adds.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ import torch
 
 import inferscope
 from inferscope.experiments.models import load
+from inferscope.meters.budget import BUDGET
 from machine import spread, write
 from overhead import prompt, tiny_llama
 
 VARIANTS = {"traced": 0, "traced again": 0, "recorded": 1}
 WARM_UP = 30
+INJECTED_NS = (600_000, 1_200_000, 3_600_000)
 _Z = 1.96
 
 
@@ -83,13 +88,54 @@ def amortised(walls_s: dict[str, list[float]], name: str) -> dict[str, float]:
     }
 
 
+def injected(model: Any, ids: torch.Tensor, rounds: int) -> dict[str, dict[str, float]]:  # noqa: ANN401 - a model
+    """Nanoseconds asked for: the error of what was recovered, in per cent of it."""
+    wanted_ns = put_in_ns = 0
+
+    def busy(*_: object) -> None:
+        nonlocal put_in_ns
+        began_ns = time.perf_counter_ns()
+        while time.perf_counter_ns() - began_ns < wanted_ns:
+            pass
+        put_in_ns = time.perf_counter_ns() - began_ns
+
+    hook = model.model.layers[0].register_forward_hook(busy)
+    beside_ns = dict.fromkeys((0, *INJECTED_NS), math.inf)
+    allows, BUDGET.allows = BUDGET.allows, lambda: True  # type: ignore[method-assign]  # each pass is to be recorded
+    try:
+        for _ in range(rounds):
+            for each in beside_ns:
+                wanted_ns = each
+                with inferscope.trace(model, sinks=(), deep_every=1) as session:
+                    model.generate(ids, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+                phase = session.last.record.phase("decode")
+                if phase.deep is not None:
+                    beside_ns[each] = min(beside_ns[each], phase.deep.python_ns - put_in_ns)
+    finally:
+        BUDGET.allows = allows  # type: ignore[method-assign]
+        hook.remove()
+    least_ns = beside_ns.pop(0)
+    return {
+        str(each): {"error_percent": 100 * (found - least_ns) / each, "beside_us": least_ns / 1e3}
+        for each, found in beside_ns.items()
+    }
+
+
 def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=1500, help="of the tiny model in each variant")
     parser.add_argument("--tiny", action="store_true", help="the tiny model alone")
+    parser.add_argument("--injected", action="store_true", help="time put into a layer alone; writes deep-injected-cpu")
     parser.add_argument("--out", default="deep-cpu")
     options = parser.parse_args()
+    if options.injected:
+        with torch.inference_mode():
+            errors = injected(tiny_llama(), prompt(1000), max(options.requests // 10, 1))
+        for asked, one in errors.items():
+            print(f"{int(asked) / 1e3:.0f} us put in: recovered with an error of {one['error_percent']:+.1f} %")
+        write("deep-injected-cpu", {"tiny_llama": errors})
+        return
     with torch.inference_mode():
         found = {"tiny_llama": measure(tiny_llama(), prompt(1000), 64, options.requests)}
         if not options.tiny:

@@ -509,7 +509,8 @@ class PhaseRecord:
         operators: Of those, by group, longest first.
         launches_source: How the counts behind `launches` were obtained; "deep" where any was recorded. None with it.
         steps: What one forward of each kind launches and waits for, as far as such a one was counted.
-        sync_passes: Passes, with the selection after each, that were looked at for waits; None where none was.
+        sync_passes: Passes, with the selection after each where `generate` makes it, that were looked at for waits;
+            None where none was.
         sync_points: Where the host waited in those, most frequent first, at most 32 places; of two or more syncs in
             one call of torch's one may be seen.
     """

@@ -191,6 +191,7 @@ def test_a_hand_written_loop_is_not_counted(driver, model, prompt):
         model(prompt, use_cache=True)
         assert not driver.held
     assert session.last.record.phases[0].launches is None
+    assert any("nothing was counted at the driver" in note for note in session.last.record.notes)
 
 
 def test_on_a_cpu_operators_play_the_launches_part(transformers, prompt, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import threading
 import warnings
@@ -201,10 +202,66 @@ def test_a_request_that_fails_leaves_the_mode_as_it_was(waiting, prompt, debug):
     assert 1 in debug.modes
 
 
-def test_the_passes_of_a_hand_written_loop_are_not_looked_at(waiting, prompt, debug):
-    with inferscope.trace(waiting, sinks=(), deep_every=1) as session, torch.no_grad():
-        out = waiting(prompt, use_cache=True)
-        for _ in range(5):
-            out = waiting(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values, use_cache=True)
-    assert debug.modes == []
-    assert all(phase.sync_passes is None for phase in session.last.record.phases)
+def own_loop(model, prompt, debug, *, steps=7):
+    out = model(prompt, use_cache=True)
+    for _ in range(steps):
+        assert debug.mode == 0  # what lies between its forwards is not ours to look at
+        debug.wait()
+        out = model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values, use_cache=True)
+    return out.logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("named", [False, True])
+def test_a_hand_written_loop_is_looked_at_within_its_forwards(waiting, prompt, debug, named):
+    expected = own_loop(waiting, prompt, debug)
+    with inferscope.trace(waiting, sinks=(), deep_every=1) as session:
+        for _ in range(2):
+            with inferscope.phase("decode") if named else contextlib.nullcontext():
+                assert torch.equal(own_loop(waiting, prompt, debug), expected)
+            assert debug.mode == 0
+            record = session.last.record
+    decode = record.phase("decode")
+    assert decode.sync_passes >= 1
+    places = {(Path(each.file).name, each.line): each.count for each in decode.sync_points}
+    assert places == {(Path(__file__).name, line_of("in the layer")): decode.sync_passes}
+    assert decode.deep.passes + decode.sync_passes <= decode.passes
+    assert any("waits for the device were looked for within forwards alone" in note for note in record.notes)
+    assert record.ledger.total_ns == record.wall_ns
+
+
+@torch.no_grad()
+def test_a_forward_of_a_loop_that_fails_leaves_the_mode_as_it_was(waiting, prompt, debug):
+    def fail(*_args, **_kwargs):
+        assert debug.mode == 1  # it is this pass that is looked at
+        raise ZeroDivisionError
+
+    with inferscope.trace(waiting, sinks=(), deep_every=1):
+        waiting(prompt, use_cache=True)
+        waiting.lm_head.forward = fail
+        with pytest.raises(ZeroDivisionError):
+            waiting(prompt, use_cache=True)
+        assert debug.mode == 0
+
+
+@torch.no_grad()
+def test_a_fault_of_ours_within_a_loop_leaves_the_mode_as_it_was(
+    waiting, prompt, debug, monkeypatch, notices_reset, capfd
+):
+    """Nobody says when such a loop is over: what is open is closed at once."""
+    monkeypatch.setenv("INFERSCOPE_RAISE", "0")
+    begin, modes = deep_tier.DeepMeter.begin, []
+
+    def broken(meter):
+        begin(meter)
+        modes.append(debug.mode)
+        if debug.mode:
+            raise RuntimeError("ours")
+
+    monkeypatch.setattr(deep_tier.DeepMeter, "begin", broken)
+    with inferscope.trace(waiting, sinks=(), deep_every=1):
+        for _ in range(3):
+            waiting(prompt, use_cache=True)
+            assert debug.mode == 0
+    assert modes == [0, 1]
+    assert capfd.readouterr().err.count("slug='capture-failed'") == 1

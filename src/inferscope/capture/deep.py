@@ -153,13 +153,14 @@ class DeepMeter:
             request: Whose passes they are; what was recorded is left in its `windows` and `sync_windows`.
             every: One pass in so many, at most.
             loop: Whether it is hand-written: what comes between its passes, and how long, is not ours to know, so
-                that its passes are not looked at for waits.
+                that a look for waits ends with the forward.
         """
         self._request = request
+        self._loop = loop
         self._every = every
         self._schedule = schedule_of(module)
         self._devices = cuda_devices_of(module)
-        self._debug = None if loop else debug_of(self._devices)
+        self._debug = debug_of(self._devices)
         self._looking: SyncWindow | None = None
         self._window: Window | None = None
         self._index = self._began = -1
@@ -194,6 +195,8 @@ class DeepMeter:
         A device may still be at work on it, and is not waited for: the recording goes on until the next forward
         begins, before which the host has read the token.
         """
+        if self._loop and self._looking is not None:
+            self._look_away()
         window = self._window
         if window is None:
             return
@@ -227,7 +230,7 @@ class DeepMeter:
                 close_here()
 
     def _look_away(self) -> None:
-        """The pass, and the selection after it, has been looked at for waits."""
+        """The pass, and in `generate` the selection after it, has been looked at for waits."""
         looking, self._looking = self._looking, None
         if looking is not None:
             looking.close()

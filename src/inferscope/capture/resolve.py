@@ -25,7 +25,7 @@ from inferscope.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from inferscope.capture.calls import Call, Outcome
     from inferscope.capture.contention import Interval
@@ -363,7 +363,7 @@ class Resolver:
             pass_samples_dropped=self._samples_dropped,
             status="aborted" if raw.error_type else "ok",
             error_type=raw.error_type,
-            notes=self._notes(loop=raw.loop, put_off=request.put_off > 0 and not any(phase.deep for phase in phases)),
+            notes=self._notes(raw, phases),
             contended_with=contended_with,
             process=raw.process(),
             **counts,
@@ -441,14 +441,12 @@ class Resolver:
             output_len = passes + 1 if single and self._prompts <= 1 else None
         return self._batch_size, None if prefill is None else prefill.tokens, output_len
 
-    def _notes(self, *, loop: bool, put_off: bool) -> tuple[str, ...]:
+    def _notes(self, raw: RawRequest, phases: tuple[PhaseRecord, ...]) -> tuple[str, ...]:
         notes = []
-        if put_off:
+        if raw.request.put_off > 0 and not any(phase.deep for phase in phases):
             notes.append(PUT_OFF_NOTE)
-        if loop:
-            notes.append(
-                "a hand-written loop: its tokens are derived from its forwards, one from each and padding included"
-            )
+        if raw.loop:
+            notes.extend(_loop_notes(raw, phases))
         if self._passes == 0:
             notes.append("no forward was seen: its forwards did not pass through the model that is traced")
         elif self._stops == 0:
@@ -459,6 +457,15 @@ class Resolver:
         if "unknown" in self._phases:
             notes.append("some passes fit no naming rule and stand under the phase unknown")
         return tuple(notes)
+
+
+def _loop_notes(raw: RawRequest, phases: tuple[PhaseRecord, ...]) -> Iterator[str]:
+    """What is not known of a hand-written loop."""
+    yield "a hand-written loop: its tokens are derived from its forwards, one from each and padding included"
+    if any(phase.sync_passes for phase in phases):
+        yield "a hand-written loop: waits for the device were looked for within forwards alone"
+    if any(receiver.counters for receiver, _ in raw.begun):
+        yield "a hand-written loop: nothing was counted at the driver, for nobody says when to end that"
 
 
 def _tpot(wall_ns: int, ttft_ns: int | None, output_len: int | None) -> float | None:

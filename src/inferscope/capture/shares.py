@@ -33,6 +33,10 @@ __all__ = ["SharedCycle", "SharedRequest"]
 SHARED_NOTE = (
     "continuous batching: of each pass this request is charged its part by tokens; the rest of the pass is in shared"
 )
+UNSAMPLED_NOTE = (
+    "continuous batching: a pass is nobody's alone, so that none was recorded, looked at for waits or counted at the "
+    "driver"
+)
 ROWS_PER_BREATH = 32
 """Rows read in one stretch, about 0.3 ms."""
 
@@ -137,6 +141,7 @@ class SharedRequest(Finished):
         self._prompt_len = prompt_len
         self._options = options or RequestOptions()
         self._keep_samples = any(receiver.keep_samples for receiver, _ in begun)
+        self._asked = any(receiver.deep_every or receiver.counters for receiver, _ in begun)
         self._held_bytes = 0
         self._last_log = 0
         self._end_ns = entered_ns
@@ -208,7 +213,7 @@ class SharedRequest(Finished):
             pass_samples_dropped=walk.samples_dropped,
             status="aborted" if self.error_type else "ok",
             error_type=self.error_type,
-            notes=(SHARED_NOTE, *walk.notes(), *self.notes),
+            notes=(SHARED_NOTE, *([UNSAMPLED_NOTE] if self._asked else ()), *walk.notes(), *self.notes),
             **where._asdict(),
         )
 

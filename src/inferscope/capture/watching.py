@@ -108,6 +108,10 @@ def _step_aside(frame: Frame, error: Exception) -> None:
     with contextlib.suppress(Exception):  # where it is no frame, there is nothing to step aside from
         frame.request.dead = True
         frame.module = None
+        # What is open belongs to the process, and nobody says when a hand-written loop is over.
+        if frame.flags & Flag.BARE and frame.meter is not None:
+            frame.meter.close()
+    with contextlib.suppress(Exception):
         frame.flags = Flag.ASSISTANT  # the stop check looks at this alone: it writes nothing any more either
     notices.fault("capture-failed", error)
 

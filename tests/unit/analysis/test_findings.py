@@ -449,6 +449,10 @@ def test_waits_inside_passes_are_counted_and_named_and_leave_the_verdict_in_doub
     assert finding.severity == "OPT"
     assert "24 times per token" in finding.claim
     assert "layers.py:7" in finding.claim
+    own = replace(made, syncs=None, sync_points=(replace(seen, count=10),))  # a loop of somebody's own
+    claim = next(each for each in found(request(spec, own), GPU) if each.code == "sync-per-token").claim
+    assert "generate" not in claim
+    assert "1 times per pass" in claim
     reasons = diagnose(record, device=GPU).phase("decode").reasons
     assert any("waits about 24 times in each pass" in reason for reason in reasons)
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from made_receiver import MODEL, Module, Receiver
 
 from inferscope.capture.passes import PassFacts, Slot, name_pass, name_slot
-from inferscope.capture.shares import SHARED_NOTE, SharedCycle, SharedRequest
+from inferscope.capture.shares import SHARED_NOTE, UNSAMPLED_NOTE, SharedCycle, SharedRequest
 
 MODULE = Module()
 
 
-def request(number, *, entered_ns=0, prompt_len=8, own_ns=0):
+def request(number, *, entered_ns=0, prompt_len=8, own_ns=0, receiver=None):
     made = SharedRequest(
         entered_ns=entered_ns,
         started_unix_ns=1_790_000_000_000_000_000,
@@ -25,7 +25,7 @@ def request(number, *, entered_ns=0, prompt_len=8, own_ns=0):
         module=weakref.ref(MODULE),
         number=number,
         request_id=f"{number:016x}",
-        begun=((Receiver(), None),),
+        begun=((receiver or Receiver(), None),),
     )
     made.own_ns = own_ns
     return made
@@ -154,6 +154,14 @@ def test_a_lone_request_shares_with_nobody():
     decode = record.phase("decode").ledger
     assert (decode.issue_ns, decode.select_ns, decode.wait_ns, decode.shared_ns) == (60, 10, 30, 0)
     assert record.notes == (SHARED_NOTE,)
+
+
+@pytest.mark.parametrize("asked", [{"deep_every": 1000}, {"counters": True}])
+def test_what_was_asked_for_and_cannot_be_told_of_a_shared_pass_is_said(asked):
+    receiver = Receiver()
+    vars(receiver).update(asked)
+    record = recorded(request(0, receiver=receiver), [cycle(Slot(0, 8, 8, 0, 1), start_ns=0, end_ns=50)], 50)
+    assert record.notes == (SHARED_NOTE, UNSAMPLED_NOTE)
 
 
 def test_a_prefill_beside_a_decode_is_charged_by_tokens():

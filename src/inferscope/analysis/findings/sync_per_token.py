@@ -65,7 +65,9 @@ def look(case: Case) -> Finding | None:
 
 
 def _claim(case: Case, per_token: float) -> str:
-    if per_token >= _SEVERAL:
+    if case.phase.syncs is None:  # no stop check of generate's was seen: a loop of somebody's own
+        what = f"The host reads from the device {per_token:.0f} times per pass"
+    elif per_token >= _SEVERAL:
         what = f"The host reads from the device {per_token:.0f} times per token, most of them inside the pass"
     else:
         what = f"generate reads its stop flag on the host {per_token:.0f} time per token"
