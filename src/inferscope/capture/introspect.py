@@ -27,7 +27,7 @@ __all__ = ["context_tokens", "count", "describe", "digest_of", "fingerprint", "l
 
 T = TypeVar("T")
 
-_SCHEMA = 2
+_SCHEMA = 3
 """Of cost files, and of what the counts in them mean: raise it when either changes, and old files are not used."""
 _LETTERS = {*"1bqknect", *EXPERT_LETTERS}
 _CONFIG_NOISE = {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype"}
