@@ -90,10 +90,12 @@ def page(name: str) -> str:
         autoescape=False,  # noqa: S701 - Markdown from our own numbers
     )
     environment.globals.update(difference=difference, median=statistics.median, tally=tally, shares=shares)
-    for source in ("prediction", "deep", "telemetry"):
+    for source in ("prediction", "deep", "deep-injected", "telemetry"):
         measured = HERE / "results" / f"{source}-cpu.json"
         # Each is the second source of a page, and may not have been measured yet.
-        environment.globals[source] = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else None
+        environment.globals[source.replace("-", "_")] = (
+            json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else None
+        )
     environment.globals.update(where=machine)
     environment.globals.update(outcome=outcome, exceptions=exceptions, titles=data.get("titles"))
     # The matrix says nothing about speed, and so nothing about the machine's.
