@@ -48,6 +48,7 @@ def files(tmp_path_factory):
         "before": written(folder / "before.jsonl", 12),
         "after": written(folder / "after.jsonl", 12, 1.2),
         "few": written(folder / "few.jsonl", 2),
+        "elsewhere": written(folder / "elsewhere.jsonl", 12, 3.0, device_key="cpu:another"),
     }
 
 
@@ -72,6 +73,13 @@ def test_a_condition_that_holds_exits_4_after_the_report(files):
     assert report["matching"] == "stratified"
     wall = next(change for change in report["changes"] if change["metric"] == "wall")
     assert wall["ratio"]["low"] < 1.2 < wall["ratio"]["high"]
+
+
+def test_a_condition_on_what_is_not_the_same_work_never_passes(files):
+    refused = compare(files["before"], files["elsewhere"], "--fail-if", "tpot>1.05")
+    assert refused.returncode == 5
+    assert "--accept device" in refused.stderr
+    assert compare(files["before"], files["elsewhere"], "--fail-if", "wall>1.05", "--accept", "device").returncode == 4
 
 
 def test_what_cannot_be_told_exits_5_only_if_strict(files):

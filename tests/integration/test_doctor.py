@@ -7,10 +7,15 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from inferscope.experiments import checkup
+from inferscope.hardware import calibration_file, probe
+from inferscope.hardware.calibration_file import CalibrationFile
+from inferscope.opinion import diagnose
+from inferscope.testing import make_record
 
 pytest.importorskip("typer")
 
@@ -110,7 +115,14 @@ def test_the_quota_of_a_container(tmp_path, monkeypatch, files, quota):
 
 def test_a_calibration_of_another_configuration_is_told_from_none(tmp_path, monkeypatch):
     monkeypatch.setenv("INFERSCOPE_CACHE_DIR", str(tmp_path))
-    (tmp_path / "cpu-0123456789abcdef.json").write_text("{}", encoding="utf-8")
+    folder = tmp_path / "calibration"
+    folder.mkdir()
+    (folder / "cpu-0123456789abcdef.json").write_text("{}", encoding="utf-8")
     assert "1 stored, of other configurations" in checkup._calibration().why
+    device = replace(probe.identify("cpu"), measured_unix_ns=1_790_000_000_000_000_000)
+    stored = CalibrationFile(schema=1, dtypes=("float32",), device=device)
+    calibration_file.write(calibration_file.file_of(folder, device.key), stored)
+    found = diagnose(make_record(device_key=device.key)).diagnosis.device  # where a verdict looks for it
+    assert (found, checkup._calibration().status) == (device, "ok")
     monkeypatch.setenv("INFERSCOPE_CACHE_DIR", "/proc/nowhere")
     assert checkup._cache().status == "missing"

@@ -39,6 +39,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,2})?")
 _UNIT = re.compile(r"%|[A-Za-zµ]+")
 _LONGEST = 200
+_SURELY_MEANT = 3.0
+"""A bare ratio from here on is more likely a percentage whose sign was forgotten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +79,13 @@ class GateResult:
         outcome: "failed" where what must not be is; "held" where it is not; "cannot tell" where the interval holds
             the limit, where there is none, or where it was not the same work.
         said: The numbers behind that, and what would help.
+        refused: Whether it cannot be told because it was not the same work: no number of requests would help.
     """
 
     gate: Gate
     outcome: Outcome
     said: str
+    refused: bool = False
 
 
 def parse_gate(text: str) -> Gate:
@@ -167,7 +171,13 @@ def _meaning(text: str, position: int, name: str, number: float, unit: str) -> t
         raise _wrong(text, position, f"no unit for {name}")
     if unit == "%":
         return 1 + number / 100, "ratio"
-    if unit == "x" or (not unit and not count and name not in _WHOLE):
+    if unit == "x":
+        return number, "ratio"
+    if not unit and not count and name not in _WHOLE:
+        if number >= _SURELY_MEANT:
+            raise SettingError(
+                f"{text!r}: {number:g} times the baseline? write {number:g}x, or {number:g} % for per cent"
+            )
         return number, "ratio"
     if not unit:
         return number, "own"
@@ -228,8 +238,9 @@ def _ratio(comparison: Comparison, gate: Gate, accept: Collection[str]) -> GateR
     other = [one for one in _in_the_way(comparison, change) if one.what not in accept]
     if other:
         what = "; ".join(f"{one.what}: {one.baseline} against {one.candidate}" for one in other)
-        said = f"not the same work ({what}); to compare it all the same, accept {', '.join(one.what for one in other)}"
-        return GateResult(gate=gate, outcome="cannot tell", said=said)
+        accepted = " ".join(f"--accept {one.what}" for one in other)
+        said = f"not the same work ({what}); to compare it all the same: {accepted}"
+        return GateResult(gate=gate, outcome="cannot tell", said=said, refused=True)
     interval = change.ratio
     if interval is None or interval.low is None or interval.high is None:
         return _without_interval(gate, change)

