@@ -26,7 +26,7 @@ MEANINGS = {
     ExitCode.MISTAKE: "a mistake in what was asked: an option, a file, a model that is not there, an absent extra",
     ExitCode.MACHINE: "this machine refuses: an output cannot be written, or `doctor` finds something broken",
     ExitCode.LIMIT: "a limit that was given is exceeded (`lint --max-...`, `compare --fail-if`)",
-    ExitCode.CANNOT_TELL: "whether a limit is exceeded cannot be told: with `--strict`, or of what is not the same work",
+    ExitCode.CANNOT_TELL: "whether a limit is exceeded cannot be told: with `--strict`, or of work that differs",
     ExitCode.INTERRUPTED: "Ctrl-C; what was written is complete, or is not there (`watch` ends with 0: Ctrl-C ends it)",
     ExitCode.PIPE_CLOSED: "the reader of standard output has gone, such as `head`",
 }
