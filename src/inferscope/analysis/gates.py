@@ -39,8 +39,6 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,2})?")
 _UNIT = re.compile(r"%|[A-Za-zµ]+")
 _LONGEST = 200
-_SURELY_MEANT = 3.0
-"""A bare ratio from here on is more likely a percentage whose sign was forgotten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,13 +169,7 @@ def _meaning(text: str, position: int, name: str, number: float, unit: str) -> t
         raise _wrong(text, position, f"no unit for {name}")
     if unit == "%":
         return 1 + number / 100, "ratio"
-    if unit == "x":
-        return number, "ratio"
-    if not unit and not count and name not in _WHOLE:
-        if number >= _SURELY_MEANT:
-            raise SettingError(
-                f"{text!r}: {number:g} times the baseline? write {number:g}x, or {number:g} % for per cent"
-            )
+    if unit == "x" or (not unit and not count and name not in _WHOLE):
         return number, "ratio"
     if not unit:
         return number, "own"

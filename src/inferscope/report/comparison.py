@@ -65,8 +65,7 @@ def headline(comparison: Comparison) -> tuple[str, ...]:
         for name, side in sides
     )
     turns = "" if comparison.turns is None else f"; recorded in {comparison.turns} turns, whose medians are compared"
-    how = f"matched {_MATCHED[comparison.matching]}{turns}; ratios are of what was matched, not of the two medians"
-    return f"inferscope compare  {counted}", how
+    return f"inferscope compare  {counted}", f"matched {_MATCHED[comparison.matching]}{turns}"
 
 
 def warnings(comparison: Comparison) -> tuple[str, ...]:
